@@ -1,0 +1,29 @@
+"""Visual anomaly detection that keeps learning: one frozen backbone, one tiny head per product.
+
+>>> from continuad import Inspector
+>>> inspector = Inspector.create("bank")
+>>> inspector.learn("bottle", "photos/bottle/good")
+>>> verdict = inspector.inspect("photos/today/0001.png")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from continuad.errors import ContinuadError
+
+if TYPE_CHECKING:
+    from continuad.inspector import Inspector, Verdict
+
+__version__ = "0.1.0.dev0"
+__all__ = ["ContinuadError", "Inspector", "Verdict", "__version__"]
+
+_LAZY = {"Inspector": "continuad.inspector", "Verdict": "continuad.inspector"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch only when it is asked for."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)

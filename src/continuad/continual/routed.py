@@ -1,0 +1,145 @@
+"""Routed heads: one head per product on one backbone; the router picks it, and nothing is overwritten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from continuad.backbones import Backbone
+from continuad.continual.routing import PrototypeRouter, Route, RoutingSettings, Vectors, embed
+from continuad.detectors import Detector
+from continuad.errors import ProductError
+from continuad.stopwatch import Stopwatch
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What the routed heads say about one image.
+
+    Attributes:
+        product: whose head looked at the image; None if the image is of no known product.
+        route: the nearest product; None where the caller named the product.
+        anomaly_map: (S, S) float32 at the network's input size; None if the product is.
+        score: the image score; NaN if the product is None.
+    """
+
+    product: str | None
+    route: Route | None
+    anomaly_map: NDArray[np.float32] | None
+    score: float
+
+
+@dataclass
+class _Head:
+    taps: tuple[str, ...]
+    load: Callable[[], Detector]
+    detector: Detector | None = None
+
+
+class RoutedHeads:
+    """Products on one backbone.
+
+    Args:
+        backbone: shared by all heads.
+        routing: where prototypes are taken from.
+    """
+
+    def __init__(self, backbone: Backbone, routing: RoutingSettings) -> None:
+        self.backbone = backbone
+        self.routing = routing
+        self.router = PrototypeRouter()
+        self._heads: dict[str, _Head] = {}
+
+    def add(
+        self,
+        name: str,
+        *,
+        taps: tuple[str, ...],
+        load: Callable[[], Detector],
+        prototype: Vectors,
+        limit: float,
+    ) -> None:
+        """Add or replace a product; `load` is called when its head is first needed, `taps` are the head's."""
+        self._heads[name] = _Head(taps, load)
+        self.router.add(name, prototype, limit)
+
+    def remove(self, name: str) -> None:
+        """Remove a product."""
+        del self._heads[name]
+        self.router.remove(name)
+
+    def head(self, name: str) -> Detector:
+        """Return a product's head, loading it if need be."""
+        if name not in self._heads:
+            raise ProductError(f"No product is called {name!r}.", "Learn it first, or list the products.")
+        head = self._heads[name]
+        if head.detector is None:
+            head.detector = head.load()
+        return head.detector
+
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> Vectors:
+        """Embeddings (B, D) of images (B, 3, S, S) uint8 in the router's space."""
+        tap = self.routing.tap
+        return embed(self.backbone.features(images, [tap])[tap], self.routing.statistic)
+
+    @torch.no_grad()
+    def inspect(
+        self, images: Tensor, *, product: str | None, reject_unknown: bool, stopwatch: Stopwatch
+    ) -> list[Inspection]:
+        """Inspect a batch (B, 3, S, S) uint8; its images may be of different products.
+
+        Args:
+            images: the batch.
+            product: inspect all as this product, without routing.
+            reject_unknown: give images that lie too far from every prototype no verdict; otherwise they go to
+                the nearest product.
+            stopwatch: books the stages "backbone", "routing" and "head".
+        """
+        routes: list[Route | None] = [None] * len(images)
+        products = [product] * len(images)
+        features: dict[str, Tensor] = {}
+        if product is None:
+            features = self._shared_features(images)
+            stopwatch.lap("backbone")
+            tap = self.routing.tap
+            known = self.router.route(embed(features[tap], self.routing.statistic))
+            products = [r.nearest if r.is_known or not reject_unknown else None for r in known]
+            routes = [*known]
+            stopwatch.lap("routing")
+        results = [Inspection(None, route, None, float("nan")) for route in routes]
+        for name in dict.fromkeys(name for name in products if name is not None):
+            rows = [row for row, each in enumerate(products) if each == name]
+            head = self.head(name)
+            batch = images[rows]
+            shared = self._complete({tap: f[rows] for tap, f in features.items()}, batch, head.taps)
+            stopwatch.lap("backbone")
+            maps = head.anomaly_maps(batch, shared)
+            scores = head.image_scores(maps).tolist()
+            for row, anomaly_map, score in zip(rows, maps.cpu().numpy(), scores, strict=True):
+                results[row] = Inspection(name, routes[row], anomaly_map, score)
+            stopwatch.lap("head")
+        return results
+
+    def _shared_features(self, images: Tensor) -> dict[str, Tensor]:
+        """Run the backbone up to the router's tap, keeping what any head will want on the way."""
+        wanted = {self.routing.tap, *(tap for head in self._heads.values() for tap in head.taps)}
+        order = self.backbone.order(wanted)
+        return self.backbone.features(images, order[: order.index(self.routing.tap) + 1])
+
+    def _complete(
+        self, features: Mapping[str, Tensor], images: Tensor, taps: Collection[str]
+    ) -> Mapping[str, Tensor]:
+        """Add the taps that lie behind the features at hand, continuing from the last of these."""
+        absent = [tap for tap in taps if tap not in features]
+        if not absent:
+            return features
+        if not features:
+            return self.backbone.features(images, absent)
+        start = self.backbone.order(features)[-1]
+        return {**features, **self.backbone.features(features[start], absent, start=start)}

@@ -1,0 +1,111 @@
+"""A detector: learns normal images of a task and gives every pixel of an image an anomaly score."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from continuad.backbones import Backbone
+from continuad.errors import SettingsError
+from continuad.progress import Progress, silent
+from continuad.registry import Registry
+
+
+class Detector(nn.Module, ABC):
+    """The base of all methods.
+
+    The backbone is shared, frozen, and not part of the detector's state: `state_dict` holds what was learnt.
+    """
+
+    taps: tuple[str, ...]
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self._shared = (backbone,)  # a tuple keeps it out of the modules, and so out of the state
+
+    @property
+    def backbone(self) -> Backbone:
+        """The frozen backbone that this detector shares with others."""
+        return self._shared[0]
+
+    @abstractmethod
+    def fit(self, images: Tensor, *, seed: int = 0, progress: Progress = silent) -> None:
+        """Learn from normal images (N, 3, S, S) uint8. The same images and seed give the same detector."""
+
+    @abstractmethod
+    def anomaly_maps(self, images: Tensor, features: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Score every pixel; higher is more anomalous.
+
+        Args:
+            images: (B, 3, S, S) uint8.
+            features: the backbone's outputs at `taps` for these images, where they are already known.
+
+        Returns:
+            (B, S, S) float32.
+        """
+
+    def image_scores(self, maps: Tensor) -> Tensor:
+        """Reduce maps (B, S, S) to one score per image (B,): the maximum."""
+        return maps.amax((1, 2))
+
+    def teacher_features(self, images: Tensor, features: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
+        """Return `features`, or compute the backbone's outputs at `taps`."""
+        if features is not None:
+            return features
+        with torch.no_grad():
+            return self.backbone.features(images, self.taps)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A named way to build a detector: its class, its settings, and a line that says what it is.
+
+    `detector` is called with a backbone and the settings; `settings` is a frozen dataclass.
+    """
+
+    summary: str
+    detector: Any
+    settings: Any
+
+    def build(self, backbone: Backbone, changes: Mapping[str, Any] | None = None) -> Detector:
+        """Return an untrained detector; `changes` replaces single settings by name."""
+        detector: Detector = self.detector(backbone, self.configure(changes or {}))
+        return detector
+
+    def configure(self, changes: Mapping[str, Any]) -> Any:
+        """Return the settings with some of them replaced.
+
+        Raises:
+            SettingsError: a name or a value does not fit.
+        """
+        return _replace(self.settings, changes)
+
+
+def _replace(settings: Any, changes: Mapping[str, Any]) -> Any:
+    known = [field.name for field in fields(settings)]
+    values = {}
+    for name, value in changes.items():
+        if name not in known:
+            raise SettingsError(f"There is no setting {name!r}.", f"Choose from: {', '.join(known)}.")
+        current = getattr(settings, name)
+        if is_dataclass(current):
+            value = _replace(current, value)
+        elif isinstance(current, tuple):
+            value = tuple(value)
+        values[name] = value
+    return replace(settings, **values)
+
+
+def settings_as_dict(detector: Detector) -> dict[str, Any]:
+    """The settings of a detector as plain values, enough to build it again with `Method.build`."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(detector.settings)))  # type: ignore[call-overload]
+    return values
+
+
+METHODS: Registry[Method] = Registry("method")

@@ -1,0 +1,54 @@
+"""What a frozen backbone computes for a fixed image is computed once and reused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from continuad.backbones import Backbone
+
+BATCH = 16
+BUDGET = 2 * 2**30
+
+
+class FrozenFeatures:
+    """The taps' features of numbered images, computed at first use and kept while they fit.
+
+    Args:
+        backbone: the frozen network.
+        taps: blocks whose outputs are wanted.
+        image: called with a number, returns that image (3, S, S) uint8; always the same for the same number.
+        budget: bytes to keep at most; the features of further images are computed anew each time.
+    """
+
+    def __init__(
+        self, backbone: Backbone, taps: Sequence[str], image: Callable[[int], Tensor], *, budget: int = BUDGET
+    ) -> None:
+        self.backbone = backbone
+        self.taps = tuple(taps)
+        self.image = image
+        self.budget = budget
+        self._kept: dict[int, dict[str, Tensor]] = {}
+
+    def __call__(self, numbers: Sequence[int]) -> dict[str, Tensor]:
+        """Return tap name to features (B, C, H, W) of these images."""
+        found = {number: self._kept[number] for number in numbers if number in self._kept}
+        absent = [number for number in dict.fromkeys(numbers) if number not in found]
+        for start in range(0, len(absent), BATCH):
+            chunk = absent[start : start + BATCH]
+            with torch.no_grad():
+                batch = torch.stack([self.image(number) for number in chunk])
+                computed = self.backbone.features(batch, self.taps)
+            for row, number in enumerate(chunk):
+                found[number] = {tap: computed[tap][row] for tap in self.taps}
+                self._keep(number, found[number])
+        stacked = {tap: torch.stack([found[number][tap] for number in numbers]) for tap in self.taps}
+        return {tap: f.contiguous(memory_format=torch.channels_last) for tap, f in stacked.items()}
+
+    def _keep(self, number: int, features: dict[str, Tensor]) -> None:
+        size = sum(f.nbytes for f in features.values())
+        if size <= self.budget:
+            self.budget -= size
+            self._kept[number] = {tap: f.clone() for tap, f in features.items()}

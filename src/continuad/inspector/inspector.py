@@ -1,0 +1,349 @@
+"""The Inspector: products learnt one after another into a bank, and verdicts about any image."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from continuad.backbones import checkpoint, create_backbone
+from continuad.continual import Inspection, RoutedHeads, RoutingSettings
+from continuad.continual.routing import distance_limit
+from continuad.datasets import hold_out
+from continuad.detectors import METHODS, Detector
+from continuad.detectors.base import settings_as_dict
+from continuad.errors import BankError, ImageError, ProductError, SettingsError
+from continuad.files import find_images
+from continuad.images import ImageSource, load_image, load_stack, resize
+from continuad.inspector.bank import Bank
+from continuad.inspector.calibration import check_false_alarm_rate, threshold
+from continuad.inspector.product import Calibration, Product, check_name
+from continuad.inspector.verdict import Verdict
+from continuad.progress import Progress, silent
+from continuad.stopwatch import Stopwatch
+
+DEFAULT_BACKBONE = "efficientnet_lite0"
+DEFAULT_METHOD = "adapts-s"
+DEFAULT_IMAGE_SIZE = 256
+DEFAULT_FALSE_ALARM_RATE = 0.01
+HELD_OUT = 0.2
+MIN_HELD_OUT = 3
+MIN_IMAGES = 6
+BATCH = 8
+UNKNOWN_MARGIN = 2.0
+
+T = TypeVar("T")
+
+
+class Inspector:
+    """A bank of products on one frozen backbone.
+
+    Use `Inspector.create` or `Inspector.open`. Several processes may use one bank at a time: a product that
+    one of them has learnt is known to the others from their next call on.
+    """
+
+    def __init__(self, bank: Bank, *, device: str = "cpu") -> None:
+        manifest = bank.manifest()
+        self.bank = bank
+        self.device = torch.device(device)
+        self.image_size = manifest.image_size
+        backbone = create_backbone(manifest.backbone["name"], weights=str(bank.backbone_file()))
+        self.backbone = backbone.to(self.device)
+        self._heads = RoutedHeads(self.backbone, RoutingSettings(**manifest.routing))
+        self._known: dict[str, Product] = {}
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        backbone: str = DEFAULT_BACKBONE,
+        weights: str = "auto",
+        image_size: int = DEFAULT_IMAGE_SIZE,
+        routing: RoutingSettings | None = None,
+        device: str = "cpu",
+        progress: Progress = silent,
+    ) -> Inspector:
+        """Create an empty bank.
+
+        Args:
+            path: a folder that does not exist yet, or is empty.
+            backbone: a name in `BACKBONES`.
+            weights: where its weights come from; the bank keeps a copy and never asks again.
+            image_size: side in pixels that images are resized to before inspection.
+            routing: how products are recognised; by default from the last block of stride 16.
+            device: a torch device.
+            progress: told about a download of weights.
+        """
+        if not 32 <= image_size <= 2048:
+            raise SettingsError(f"An image size of {image_size} will not do.", "Choose 32 to 2048 pixels.")
+        network = create_backbone(backbone, weights=weights, progress=progress)
+        routing = routing or RoutingSettings(network.stage(16))
+        network.block(routing.tap)
+        bank = Bank.create(
+            Path(path),
+            backbone=backbone,
+            state=checkpoint(network),
+            image_size=image_size,
+            routing=asdict(routing),
+        )
+        return cls(bank, device=device)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, device: str = "cpu") -> Inspector:
+        """Open an existing bank.
+
+        Raises:
+            BankError: there is none, or it is damaged.
+        """
+        return cls(Bank(Path(path).absolute()), device=device)
+
+    @property
+    def products(self) -> Mapping[str, Product]:
+        """The products by name, in the order in which they were learnt."""
+        return self.bank.manifest().products
+
+    def product(self, name: str) -> Product:
+        """Return the product called `name`.
+
+        Raises:
+            ProductError: there is none.
+        """
+        products = self.products
+        if name not in products:
+            known = ", ".join(products) or "none yet"
+            raise ProductError(f"The bank has no product called {name!r}.", f"Its products: {known}.")
+        return products[name]
+
+    def learn(
+        self,
+        name: str,
+        images: Sequence[ImageSource] | str | os.PathLike[str],
+        *,
+        head: str = DEFAULT_METHOD,
+        settings: Mapping[str, Any] | None = None,
+        false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
+        replace_existing: bool = False,
+        seed: int = 0,
+        progress: Progress = silent,
+    ) -> Product:
+        """Learn a product from normal images; other products are not touched.
+
+        A fifth of the images (at least 3) is held out of training and sets the threshold. Nothing is written
+        until everything is learnt.
+
+        Args:
+            name: what to call it.
+            images: at least 6; or a folder or a glob pattern of image files.
+            head: a name in `METHODS`.
+            settings: changes to the method's settings by name.
+            false_alarm_rate: share of good parts that may be called anomalous.
+            replace_existing: learn a known product anew.
+            seed: of the training and of the held-out split.
+            progress: told about reading and training.
+
+        Raises:
+            ProductError: the name is taken or cannot be used.
+            ImageError: an image cannot be read, or there are too few.
+        """
+        name = check_name(name)
+        check_false_alarm_rate(false_alarm_rate)
+        existing = self.products.get(name)
+        if existing is not None and not replace_existing:
+            raise ProductError(f"The bank knows {name!r} already.", "Choose another name, or replace it.")
+        detector = METHODS[head].build(self.backbone, settings).to(self.device)
+        sources = find_images(images) if isinstance(images, str | os.PathLike) else images
+        if len(sources) < MIN_IMAGES:
+            raise ImageError(
+                f"{len(sources)} images are too few to learn {name!r}.",
+                f"Give at least {MIN_IMAGES} images of good parts, better 50.",
+            )
+        started = time.perf_counter()
+        stack = self._tensor(load_stack(sources, self.image_size, progress=progress))
+        kept, held = hold_out(range(len(stack)), max(HELD_OUT, MIN_HELD_OUT / len(stack)), seed=seed)
+        detector.fit(stack[kept], seed=seed, progress=progress)
+        prototype = self._embed(stack[kept]).mean(0)
+        scores = self._scores(detector, stack[held])
+        product = Product(
+            name=name,
+            method=head,
+            settings=settings_as_dict(detector),
+            taps=detector.taps,
+            images=len(kept),
+            learnt=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds=round(time.perf_counter() - started, 3),
+            limit=distance_limit(prototype, self._embed(stack[held]), margin=UNKNOWN_MARGIN),
+            calibration=Calibration(scores, false_alarm_rate, threshold(scores, false_alarm_rate)),
+            file="",
+            bytes=0,
+            sha256="",
+        )
+        state = {**detector.state_dict(), "prototype": torch.from_numpy(prototype)}
+        return self.bank.put(product, state, expected=existing)
+
+    def forget(self, name: str) -> None:
+        """Remove a product and its files; the others are not touched."""
+        self.bank.remove(self.product(name))
+
+    def recalibrate(
+        self,
+        name: str,
+        *,
+        false_alarm_rate: float | None = None,
+        images: Sequence[ImageSource] | str | os.PathLike[str] | None = None,
+        progress: Progress = silent,
+    ) -> Product:
+        """Set a product's threshold anew; its model and its raw scores stay as they are.
+
+        Args:
+            name: the product.
+            false_alarm_rate: the new rate; None keeps the old one.
+            images: normal images to calibrate on instead of those held out when it was learnt; at least 2.
+            progress: told about reading.
+        """
+        product = self.product(name)
+        rate = check_false_alarm_rate(false_alarm_rate or product.calibration.false_alarm_rate)
+        scores = product.calibration.scores
+        if images is not None:
+            sources = find_images(images) if isinstance(images, str | os.PathLike) else images
+            stack = self._tensor(load_stack(sources, self.image_size, progress=progress))
+            scores = self._scores(self._load_head(product), stack)
+        changed = replace(product, calibration=Calibration(scores, rate, threshold(scores, rate)))
+        self.bank.update(changed, expected=product)
+        return changed
+
+    @overload
+    def inspect(
+        self, images: list[ImageSource], *, product: str | None = ..., reject_unknown: bool = ...
+    ) -> list[Verdict]: ...
+    @overload
+    def inspect(
+        self, images: ImageSource, *, product: str | None = ..., reject_unknown: bool = ...
+    ) -> Verdict: ...
+    def inspect(
+        self,
+        images: ImageSource | list[ImageSource],
+        *,
+        product: str | None = None,
+        reject_unknown: bool = True,
+    ) -> Verdict | list[Verdict]:
+        """Inspect one image, or a list of images of any products.
+
+        Args:
+            images: anything `load_image` takes, or a list of such.
+            product: inspect as this product instead of recognising it.
+            reject_unknown: images that look like no product get the verdict "unknown"; otherwise they are
+                inspected as the product that looks most alike.
+
+        Raises:
+            BankError: the bank has no product yet.
+            ImageError: an image cannot be read.
+        """
+        if isinstance(images, list):
+            return list(self.stream(images, product=product, reject_unknown=reject_unknown))
+        return next(self.stream([images], product=product, reject_unknown=reject_unknown))
+
+    def stream(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        product: str | None = None,
+        reject_unknown: bool = True,
+        batch_size: int = BATCH,
+    ) -> Iterator[Verdict]:
+        """Inspect any number of images in constant memory; verdicts come in order."""
+        source = iter(images)
+        while batch := list(islice(source, batch_size)):
+            yield from self._inspect_batch(batch, product, reject_unknown)
+
+    def _inspect_batch(
+        self, images: Sequence[ImageSource], product: str | None, reject_unknown: bool
+    ) -> list[Verdict]:
+        stopwatch = Stopwatch()
+        originals = [load_image(image) for image in images]
+        small = np.stack([resize(image, self.image_size).transpose(2, 0, 1) for image in originals])
+        stopwatch.lap("reading")
+        if product is not None:
+            self.product(product)
+        elif not self.products:
+            raise BankError(f"The bank {self.bank.path} has no product yet.", "Learn one first.")
+        batch = self._tensor(small)
+        results = self._with_current_products(
+            lambda: self._heads.inspect(
+                batch, product=product, reject_unknown=reject_unknown, stopwatch=stopwatch
+            )
+        )
+        verdicts = [self._verdict(r, image.shape[:2]) for r, image in zip(results, originals, strict=True)]
+        stopwatch.lap("map")
+        timings = {stage: ms / len(images) for stage, ms in stopwatch.stages.items()}
+        return [replace(verdict, timings=timings) for verdict in verdicts]
+
+    def _verdict(self, inspection: Inspection, shape: Sequence[int]) -> Verdict:
+        route = inspection.route
+        nearest, distance = (route.nearest, route.distance) if route else (None, float("nan"))
+        if inspection.product is None or inspection.anomaly_map is None:
+            return Verdict(None, float("nan"), float("nan"), None, None, nearest, distance)
+        limit = self._known[inspection.product].calibration.threshold
+        small = torch.from_numpy(inspection.anomaly_map)[None, None]
+        full = F.interpolate(small, list(shape), mode="bilinear", align_corners=False)[0, 0].numpy()
+        score = inspection.score
+        return Verdict(inspection.product, score, limit, score > limit, full, nearest, distance)
+
+    def _with_current_products(self, call: Callable[[], T]) -> T:
+        """Call with what the bank holds now; once more whenever another process has changed it meanwhile."""
+        while True:
+            manifest = self.bank.manifest()
+            try:
+                self._take_over(manifest.products)
+                return call()
+            except BankError:
+                if self.bank.manifest().revision == manifest.revision:
+                    raise
+
+    def _take_over(self, products: Mapping[str, Product]) -> None:
+        """Make the heads in memory those of the bank."""
+        if products == self._known:
+            return
+        old_files = {name: product.file for name, product in self._known.items()}
+        new = [product for product in products.values() if old_files.get(product.name) != product.file]
+        prototypes = [self.bank.state(product)["prototype"].numpy() for product in new]
+        for name in self._known.keys() - products.keys():
+            self._heads.remove(name)
+        for product, prototype in zip(new, prototypes, strict=True):
+            self._heads.add(
+                product.name,
+                taps=product.taps,
+                load=partial(self._load_head, product),
+                prototype=prototype,
+                limit=product.limit,
+            )
+        self._known = dict(products)
+
+    def _load_head(self, product: Product) -> Detector:
+        """Load a product's head from the bank."""
+        detector = METHODS[product.method].build(self.backbone, product.settings)
+        state = self.bank.state(product)
+        del state["prototype"]
+        detector.load_state_dict(state)
+        return detector.to(self.device)
+
+    def _tensor(self, images: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
+        return torch.from_numpy(images).to(self.device)
+
+    def _embed(self, stack: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
+        return np.concatenate([self._heads.embed(batch) for batch in torch.split(stack, BATCH)])
+
+    def _scores(self, detector: Detector, stack: Tensor) -> tuple[float, ...]:
+        scores = [detector.image_scores(detector.anomaly_maps(batch)) for batch in torch.split(stack, BATCH)]
+        return tuple(torch.cat(scores).tolist())

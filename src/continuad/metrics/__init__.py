@@ -1,0 +1,18 @@
+"""Metrics: numpy in, numbers out; `continuad.metrics.costs` stands apart because it needs torch."""
+
+from __future__ import annotations
+
+from continuad.metrics.pixels import PixelMetrics, PixelScores
+from continuad.metrics.ranking import auroc, average_precision, f1_max
+from continuad.metrics.scores import ImageScores, binomial_interval, image_scores
+
+__all__ = [
+    "ImageScores",
+    "PixelMetrics",
+    "PixelScores",
+    "auroc",
+    "average_precision",
+    "binomial_interval",
+    "f1_max",
+    "image_scores",
+]
