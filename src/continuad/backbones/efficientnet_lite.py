@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from continuad.backbones.base import BACKBONES, Backbone, Block, average_pool
+from continuad.backbones.folding import normalised
 
 # expansion, channels, repeats, stride of the first repeat, kernel (Table 1 of the EfficientNet paper)
 _STAGES = (
@@ -35,14 +36,15 @@ class SameConv2d(nn.Conv2d):
     def __init__(self, before: int, after: int, kernel: int, *, stride: int = 1, groups: int = 1) -> None:
         super().__init__(before, after, kernel, stride=stride, groups=groups, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Map (B, before, H, W) to (B, after, ceil(H / stride), ceil(W / stride))."""
         (kernel, _), (stride, _) = self.kernel_size, self.stride
         top, below = _same_padding(x.shape[2], kernel, stride)
         left, right = _same_padding(x.shape[3], kernel, stride)
         # a zero before the kernel shifts it as one behind the image would, and does not copy the image
-        weight = F.pad(self.weight, (right, 0, below, 0)) if below or right else self.weight
-        return F.conv2d(x, weight, None, self.stride, (top + below, left + right), 1, self.groups)
+        if below or right:
+            weight = F.pad(weight, (right, 0, below, 0))
+        return F.conv2d(x, weight, bias, self.stride, (top + below, left + right), 1, self.groups)
 
 
 class MBConv(nn.Module):
@@ -65,9 +67,9 @@ class MBConv(nn.Module):
         """Map (B, before, H, W) to (B, after, ceil(H / stride), ceil(W / stride))."""
         y: Tensor = x
         if self._has_expansion:
-            y = F.relu6(self._bn0(self._expand_conv(y)), inplace=True)
-        y = F.relu6(self._bn1(self._depthwise_conv(y)), inplace=True)
-        y = self._bn2(self._project_conv(y))
+            y = F.relu6(normalised(y, self._expand_conv, self._bn0), inplace=True)
+        y = F.relu6(normalised(y, self._depthwise_conv, self._bn1), inplace=True)
+        y = normalised(y, self._project_conv, self._bn2)
         if self._has_shortcut:
             y += x
         return y
@@ -101,7 +103,7 @@ class EfficientNetLite0(Backbone):
         self.set_blocks(blocks)
 
     def _stem(self, x: Tensor) -> Tensor:
-        return F.relu6(self._bn0(self._conv_stem(x)), inplace=True)
+        return F.relu6(normalised(x, self._conv_stem, self._bn0), inplace=True)
 
     def _head(self, x: Tensor) -> Tensor:
-        return F.relu6(self._bn1(self._conv_head(x)), inplace=True)
+        return F.relu6(normalised(x, self._conv_head, self._bn1), inplace=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from continuad.backbones.base import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, Backbone, Block, average_pool
+from continuad.backbones.folding import normalised
 
 # expansion, channels, repeats, stride of the first repeat (Table 2 of the paper)
 _STAGES = (
@@ -18,13 +20,18 @@ _STAGES = (
 )
 
 
-def _convolution(before: int, after: int, kernel: int, *, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    """Return convolution, batch norm and ReLU6."""
-    return nn.Sequential(
-        nn.Conv2d(before, after, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False),
-        nn.BatchNorm2d(after),
-        nn.ReLU6(inplace=True),
-    )
+class Convolution(nn.Sequential):
+    """Convolution, batch norm and ReLU6."""
+
+    def __init__(self, before: int, after: int, kernel: int, *, stride: int = 1, groups: int = 1) -> None:
+        super().__init__(
+            nn.Conv2d(before, after, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False),
+            nn.BatchNorm2d(after),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, before, H, W) to (B, after, H / stride, W / stride)."""
+        return F.relu6(normalised(x, *self), inplace=True)
 
 
 class InvertedResidual(nn.Module):
@@ -33,10 +40,10 @@ class InvertedResidual(nn.Module):
     def __init__(self, before: int, after: int, *, stride: int, expansion: int) -> None:
         super().__init__()
         inner = before * expansion
-        expand = [] if expansion == 1 else [_convolution(before, inner, 1)]
+        expand = [] if expansion == 1 else [Convolution(before, inner, 1)]
         self.conv = nn.Sequential(
             *expand,
-            _convolution(inner, inner, 3, stride=stride, groups=inner),
+            Convolution(inner, inner, 3, stride=stride, groups=inner),
             nn.Conv2d(inner, after, 1, bias=False),
             nn.BatchNorm2d(after),
         )
@@ -44,7 +51,11 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, before, H, W) to (B, after, H / stride, W / stride)."""
-        y: Tensor = self.conv(x)
+        *layers, project, norm = self.conv.children()
+        y = x
+        for layer in layers:
+            y = layer(y)
+        y = normalised(y, project, norm)  # type: ignore[arg-type]
         if self.has_shortcut:
             y += x
         return y
@@ -69,12 +80,12 @@ class MobileNetV2(Backbone):
             blocks.append(Block(f"features.{name}", layer, channels, stride, (name,)))
 
         before, stride = 32, 2
-        add(_convolution(3, before, 3, stride=2), before, stride)
+        add(Convolution(3, before, 3, stride=2), before, stride)
         for expansion, after, repeats, first in _STAGES:
             for step in (first, *(1,) * (repeats - 1)):
                 stride *= step
                 add(InvertedResidual(before, after, stride=step, expansion=expansion), after, stride)
                 before = after
-        add(_convolution(before, 1280, 1), 1280, stride)
+        add(Convolution(before, 1280, 1), 1280, stride)
         blocks.append(Block("avgpool", average_pool, 1280, 0))
         self.set_blocks(blocks)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from continuad.backbones.base import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, Backbone, Block, average_pool
+from continuad.backbones.folding import normalised
 
 
 def _shortcut(before: int, after: int, stride: int) -> nn.Sequential | None:
@@ -32,9 +33,9 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, before, H, W) to (B, planes, H / stride, W / stride)."""
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        y = self.bn2(self.conv2(y))
-        y += x if self.downsample is None else self.downsample(x)
+        y = F.relu(normalised(x, self.conv1, self.bn1), inplace=True)
+        y = normalised(y, self.conv2, self.bn2)
+        y += x if self.downsample is None else normalised(x, *self.downsample)
         return F.relu(y, inplace=True)
 
 
@@ -57,10 +58,10 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, before, H, W) to (B, 4 * planes, H / stride, W / stride)."""
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
-        y = self.bn3(self.conv3(y))
-        y += x if self.downsample is None else self.downsample(x)
+        y = F.relu(normalised(x, self.conv1, self.bn1), inplace=True)
+        y = F.relu(normalised(y, self.conv2, self.bn2), inplace=True)
+        y = normalised(y, self.conv3, self.bn3)
+        y += x if self.downsample is None else normalised(x, *self.downsample)
         return F.relu(y, inplace=True)
 
 
@@ -98,7 +99,7 @@ class ResNet(Backbone):
         self.set_blocks(blocks)
 
     def _stem(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(F.relu(self.bn1(self.conv1(x)), inplace=True), 3, stride=2, padding=1)
+        return F.max_pool2d(F.relu(normalised(x, self.conv1, self.bn1), inplace=True), 3, stride=2, padding=1)
 
 
 @BACKBONES.register("resnet18")

@@ -106,6 +106,9 @@ class PrototypeRouter:
 
 
 def distance_limit(prototype: Vectors, held_out: Vectors, *, margin: float) -> float:
-    """How far an image may lie from a product's prototype (D,), from held-out normal images (N, D)."""
+    """How far an image may lie from a product's prototype (D,), from held-out normal images (N, D).
+
+    Never less than a thousandth of the prototype's length, so that equal images may differ by rounding.
+    """
     distances = np.linalg.norm(held_out.astype(np.float64) - prototype, axis=1)
-    return float(margin * distances.max())
+    return float(max(margin * distances.max(), 1e-3 * np.linalg.norm(prototype)))

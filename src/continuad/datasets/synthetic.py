@@ -6,13 +6,14 @@ As in AdapTS sec. 3.3, which takes them from DeSTSeg and DRAEM.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from continuad.datasets.textures import ProceduralTextures, TextureSource
 
-Float = NDArray[np.float32]
+Float = NDArray[np.floating[Any]]
 
 
 def perlin_noise(rng: np.random.Generator, size: int, cells: tuple[int, int], angle: float) -> Float:
@@ -29,8 +30,8 @@ def perlin_noise(rng: np.random.Generator, size: int, cells: tuple[int, int], an
     """
     unit = (np.arange(size, dtype=np.float32) + 0.5) / size - 0.5
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-    y: Float = (cos * unit[:, None] + sin * unit[None, :]) * np.float32(cells[0])
-    x: Float = (cos * unit[None, :] - sin * unit[:, None]) * np.float32(cells[1])
+    y = (cos * unit[:, None] + sin * unit[None, :]) * np.float32(cells[0])
+    x = (cos * unit[None, :] - sin * unit[:, None]) * np.float32(cells[1])
     row, column = np.floor(y).astype(np.int32), np.floor(x).astype(np.int32)
     y, x = (y - row).astype(np.float32), (x - column).astype(np.float32)
     row, column = row - row.min(), column - column.min()

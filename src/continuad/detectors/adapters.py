@@ -41,7 +41,7 @@ class Adapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
-        residual = self.conv2(self.hidden(x))
+        residual: Tensor = self.conv2(self.hidden(x))
         if self.norm2 is not None:
             residual = self.norm2(residual)
         return x + residual

@@ -1,4 +1,4 @@
-"""What AdapTS costs: by the convention of the paper's tables, and by what this implementation holds and runs."""
+"""What AdapTS costs: by the convention of the paper's tables, and by what really is held and run."""
 
 from __future__ import annotations
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +76,9 @@ class Method:
 
     def build(self, backbone: Backbone, changes: Mapping[str, Any] | None = None) -> Detector:
         """Return an untrained detector; `changes` replaces single settings by name."""
-        detector: Detector = self.detector(backbone, self.configure(changes or {}))
+        settings = self.configure(changes or {})
+        with torch.random.fork_rng(devices=[]):  # the caller's random state stays untouched
+            detector: Detector = self.detector(backbone, settings)
         return detector
 
     def configure(self, changes: Mapping[str, Any]) -> Any:
@@ -89,17 +92,40 @@ class Method:
 
 def _replace(settings: Any, changes: Mapping[str, Any]) -> Any:
     known = [field.name for field in fields(settings)]
+    hints = get_type_hints(type(settings))
     values = {}
     for name, value in changes.items():
         if name not in known:
             raise SettingsError(f"There is no setting {name!r}.", f"Choose from: {', '.join(known)}.")
-        current = getattr(settings, name)
-        if is_dataclass(current):
+        hint, current = hints[name], getattr(settings, name)
+        if is_dataclass(current) and isinstance(value, Mapping):
             value = _replace(current, value)
-        elif isinstance(current, tuple):
+        elif isinstance(current, tuple) and isinstance(value, list):  # as JSON has it
             value = tuple(value)
+        if not _fits(value, hint):
+            raise SettingsError(f"{name} is {value!r}.", f"Set {name} to {_described(hint)}.")
         values[name] = value
     return replace(settings, **values)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type that a settings field is declared with."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is tuple:  # tuple[X, ...]
+        return isinstance(value, tuple) and all(_fits(each, arguments[0]) for each in value)
+    if origin is Literal:
+        return value in arguments
+    if arguments:  # X | Y
+        return any(_fits(value, each) for each in arguments)
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, hint)
+
+
+def _described(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return " or ".join(repr(each) for each in get_args(hint))
+    return f"a value of type {hint.__name__ if isinstance(hint, type) else hint}"
 
 
 def settings_as_dict(detector: Detector) -> dict[str, Any]:

@@ -51,10 +51,15 @@ class CorruptedFeatures:
         variant = epoch % self.variants if self.variants else epoch
         numbers = [variant * len(self.images) + index for index in indices]
         features = self._features(numbers)
-        return features, torch.stack([self._masks[number] for number in numbers])
+        masks = torch.stack([self._masks[number] for number in numbers])
+        if not self.variants:
+            self._masks.clear()
+        return features, masks
 
     def _corrupt(self, number: int) -> Tensor:
-        rng = np.random.default_rng([self.seed, number])
-        image, mask = self.anomalies(self.images[number % len(self.images)].numpy(), rng)
-        self._masks[number] = resize_masks(torch.from_numpy(mask)[None], self.mask_size)[0]
-        return torch.from_numpy(image)
+        variant, index = divmod(number, len(self.images))
+        rng = np.random.default_rng([self.seed, variant, index])
+        image, mask = self.anomalies(self.images[index].cpu().numpy(), rng)
+        device = self.images.device
+        self._masks[number] = resize_masks(torch.from_numpy(mask)[None], self.mask_size)[0].to(device)
+        return torch.from_numpy(image).to(device)

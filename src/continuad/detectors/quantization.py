@@ -70,7 +70,9 @@ class QuantizedLinear(nn.Module):
     def forward(self, q: Tensor) -> Tensor:
         """Map int8 codes (N, inputs) on `input_grid` to float32 (N, outputs)."""
         zero_x, zero_w = self.input_grid[1].int(), self.weight_grid[1].int()
-        total = torch._int_mm(q, self.weight.t().contiguous())
+        # a clone, for `contiguous` keeps the strides (1, 1) of a single input, which _int_mm misreads
+        weight = self.weight.t().clone(memory_format=torch.contiguous_format)
+        total = torch._int_mm(q, weight)
         total -= zero_x * self.weight.sum(1, dtype=torch.int32)
         total -= (zero_w * q.sum(1, dtype=torch.int32))[:, None]
         total += q.shape[1] * zero_x * zero_w
@@ -124,7 +126,7 @@ class AdapterObserver:
         result.conv1.load(weight1, bias1, self.inputs)
         result.conv2.load(weight2, bias2, self.hidden)
         result.output_grid.copy_(torch.tensor(self.outputs.grid()))
-        return result
+        return result.to(weight1.device)
 
 
 def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor]:

@@ -28,15 +28,15 @@ class SegmentationHead(nn.Module):
 
 
 def resize_masks(masks: Tensor, size: Sequence[int]) -> Tensor:
-    """Shrink masks (B, H, W) to float32 zeros and ones at `size`: bilinear, then at least a half."""
+    """Shrink masks (B, H, W) to float32 zeros and ones at `size`: bilinear, then more than a half."""
     resized = F.interpolate(masks[:, None].float(), list(size), mode="bilinear", align_corners=False)
     return (resized.squeeze(1) > 0.5).float()
 
 
 def focal_loss(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
     """Mean of -(1 - p)^gamma log p, where p is the probability given to the right class (Eq. 3)."""
-    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return ((1 - torch.exp(-entropy)) ** gamma * entropy).mean()
+    wrong = torch.where(target > 0.5, -logits, logits)  # logit of 1 - p
+    return (wrong.sigmoid() ** gamma * F.softplus(wrong)).mean()
 
 
 def l1_loss(logits: Tensor, target: Tensor) -> Tensor:

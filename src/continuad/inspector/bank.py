@@ -13,9 +13,11 @@ manifest names any more is removed by the next writer.
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -34,6 +36,11 @@ from continuad.inspector.product import Product, file_stem
 FORMAT = "continuad-bank"
 VERSION = 1
 LOCK_SECONDS = 60
+DRAFT = ".draft"
+
+RESTORE = "Restore it from a backup; a product can also be learnt again."
+BACKBONE_FILE = re.compile(r"backbone-[0-9a-f]{12}\.safetensors")
+PRODUCT_FILE = re.compile(r"products/[a-z0-9-]+-r[0-9]+\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -77,26 +84,35 @@ class Manifest:
         damaged = BankError(f"{place} is damaged.", "Restore the bank from a backup, or create a new one.")
         try:
             content = json.loads(data)
-            checksum = content.pop("sha256")
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, RecursionError) as error:
             raise damaged from error
-        if content.get("format") != FORMAT:
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise BankError(f"{place} does not belong to a continuad bank.", "Check the path.")
         if content.get("version") != VERSION:
             raise BankError(
                 f"{place} has format version {content.get('version')}; this continuad reads {VERSION}.",
                 "Upgrade continuad.",
             )
-        if checksum != _checksum(content):
+        if content.pop("sha256", None) != _checksum(content):
             raise damaged
-        products = [Product.from_dict(entry) for entry in content["products"]]
-        return cls(
-            content["backbone"],
-            content["image_size"],
-            content["routing"],
-            content["revision"],
-            {product.name: product for product in products},
-        )
+        try:
+            products = [Product.from_dict(entry) for entry in content["products"]]
+            manifest = cls(
+                content["backbone"],
+                content["image_size"],
+                content["routing"],
+                content["revision"],
+                {product.name: product for product in products},
+            )
+            inside = [
+                BACKBONE_FILE.fullmatch(manifest.backbone["file"]),
+                *(PRODUCT_FILE.fullmatch(product.file) for product in products),
+            ]
+        except (KeyError, TypeError) as error:
+            raise damaged from error
+        if not all(inside):  # anyone can compute the checksum of a manifest that points elsewhere
+            raise BankError(f"{place} names files that no bank has.", "Do not use this bank.")
+        return manifest
 
 
 def _checksum(content: Mapping[str, Any]) -> str:
@@ -134,21 +150,23 @@ class Bank:
         The folder must not exist or be empty; it appears complete or not at all.
         """
         path = path.absolute()
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise BankError(f"{path} exists already.", "Open it, or choose another path for a new bank.")
         data = safetensors.torch.save({name: tensor.contiguous().cpu() for name, tensor in state.items()})
         digest = hashlib.sha256(data).hexdigest()
         file = f"backbone-{digest[:12]}.safetensors"
         manifest = Manifest({"name": backbone, "file": file, "sha256": digest}, image_size, routing)
         with _writing(path):
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise BankError(f"{path} exists already.", "Open it, or choose another path for a new bank.")
             path.parent.mkdir(parents=True, exist_ok=True)
-            draft = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+            _remove_dead_drafts(path)
+            draft = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=DRAFT, dir=path.parent))
             try:
                 draft.chmod(0o755)
-                (draft / "products").mkdir()
-                _write(draft / file, data)
-                _write(draft / "manifest.json", manifest.to_json())
-                draft.rename(path)
+                with FileLock(draft / ".lock"):
+                    (draft / "products").mkdir()
+                    _write(draft / file, data)
+                    _write(draft / "manifest.json", manifest.to_json())
+                    draft.rename(path)
                 _sync_folder(path.parent)
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
@@ -180,7 +198,11 @@ class Bank:
 
     def state(self, product: Product) -> dict[str, Tensor]:
         """Return the tensors of a product, checked against its checksum."""
-        return safetensors.torch.load(self._read(product.file, product.sha256))
+        data = self._read(product.file, product.sha256)
+        try:
+            return safetensors.torch.load(data)
+        except safetensors.SafetensorError as error:
+            raise BankError(f"{self.path / product.file} is no safetensors file.", RESTORE) from error
 
     def _read(self, file: str, sha256: str) -> bytes:
         path = self.path / file
@@ -188,22 +210,21 @@ class Bank:
             data = path.read_bytes()
         except OSError as error:
             raise BankError(
-                f"{path} is named in the manifest but cannot be read: {error.strerror}.",
-                "Restore it from a backup, or learn the product again.",
+                f"{path} is named in the manifest but cannot be read: {error.strerror}.", RESTORE
             ) from error
         if hashlib.sha256(data).hexdigest() != sha256:
-            raise BankError(
-                f"{path} is damaged: its checksum does not match.",
-                "Restore it from a backup, or learn the product again.",
-            )
+            raise BankError(f"{path} is damaged: its checksum does not match.", RESTORE)
         return data
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[Manifest]:
-        """Hold the bank's lock and yield the manifest of this moment."""
+        """Hold the bank's lock and yield the manifest of this moment; clean up behind the writer."""
         try:
             with _writing(self.path), FileLock(self.path / ".lock", timeout=LOCK_SECONDS):
-                yield self.manifest()
+                try:
+                    yield self.manifest()
+                finally:
+                    self._sweep()
         except Timeout as error:
             raise BankError(
                 f"{self.path} has been locked by another process for {LOCK_SECONDS} s.",
@@ -228,7 +249,8 @@ class Bank:
             _write(self.path / file, data)
             digest = hashlib.sha256(data).hexdigest()
             product = replace(product, file=file, bytes=len(data), sha256=digest)
-            self._commit(manifest, {**manifest.products, product.name: product})
+            others = _without(manifest, product.name)
+            self._commit(manifest, {**others, product.name: product})
         return product
 
     def update(self, product: Product, *, expected: Product) -> None:
@@ -241,20 +263,30 @@ class Bank:
         """Remove a product and its file."""
         with self._locked() as manifest:
             _check_unchanged(manifest, product.name, product)
-            self._commit(
-                manifest, {name: each for name, each in manifest.products.items() if name != product.name}
-            )
+            self._commit(manifest, _without(manifest, product.name))
 
     def _commit(self, manifest: Manifest, products: Mapping[str, Product]) -> None:
-        """Replace the manifest, then remove the files that it does not name; the lock is held."""
+        """Replace the manifest; the lock is held."""
         manifest = replace(manifest, revision=manifest.revision + 1, products=products)
         _write(self._manifest_path, manifest.to_json())
-        named = {Path(product.file).name for product in products.values()}
-        for file in (self.path / "products").iterdir():
-            if file.name not in named:
+
+    def _sweep(self) -> None:
+        """Remove what no manifest names, left by this writer or one that was killed; the lock is held.
+
+        What cannot be removed stays for the next writer: what was committed is committed.
+        """
+        named = {product.file for product in self.manifest().products.values()}
+        with contextlib.suppress(OSError):
+            for file in (self.path / "products").iterdir():
+                if f"products/{file.name}" not in named:
+                    file.unlink(missing_ok=True)
+            for file in self.path.glob("manifest.json.*"):
                 file.unlink(missing_ok=True)
-        for file in self.path.glob("manifest.json.*"):
-            file.unlink(missing_ok=True)
+
+
+def _without(manifest: Manifest, name: str) -> dict[str, Product]:
+    """The other products; one that is learnt anew moves to the end, as its prototype does in the router."""
+    return {each: product for each, product in manifest.products.items() if each != name}
 
 
 def _check_unchanged(manifest: Manifest, name: str, expected: Product | None) -> None:
@@ -263,6 +295,13 @@ def _check_unchanged(manifest: Manifest, name: str, expected: Product | None) ->
             f"Another process has changed {name!r} meanwhile; nothing was written.",
             "Look at it and try again.",
         )
+
+
+def _remove_dead_drafts(path: Path) -> None:
+    """Remove what processes left that were killed while they created a bank here; the living hold a lock."""
+    for draft in path.parent.glob(f".{glob.escape(path.name)}-*{DRAFT}"):
+        with contextlib.suppress(Timeout), FileLock(draft / ".lock", timeout=0):
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 @contextlib.contextmanager

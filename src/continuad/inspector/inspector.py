@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from types import MappingProxyType
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -42,8 +43,6 @@ MIN_HELD_OUT = 3
 MIN_IMAGES = 6
 BATCH = 8
 UNKNOWN_MARGIN = 2.0
-
-T = TypeVar("T")
 
 
 class Inspector:
@@ -112,7 +111,7 @@ class Inspector:
     @property
     def products(self) -> Mapping[str, Product]:
         """The products by name, in the order in which they were learnt."""
-        return self.bank.manifest().products
+        return MappingProxyType(self.bank.manifest().products)
 
     def product(self, name: str) -> Product:
         """Return the product called `name`.
@@ -181,6 +180,7 @@ class Inspector:
             settings=settings_as_dict(detector),
             taps=detector.taps,
             images=len(kept),
+            seed=seed,
             learnt=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(time.perf_counter() - started, 3),
             limit=distance_limit(prototype, self._embed(stack[held]), margin=UNKNOWN_MARGIN),
@@ -213,7 +213,8 @@ class Inspector:
             progress: told about reading.
         """
         product = self.product(name)
-        rate = check_false_alarm_rate(false_alarm_rate or product.calibration.false_alarm_rate)
+        rate = product.calibration.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
+        check_false_alarm_rate(rate)
         scores = product.calibration.scores
         if images is not None:
             sources = find_images(images) if isinstance(images, str | os.PathLike) else images
@@ -263,6 +264,8 @@ class Inspector:
         batch_size: int = BATCH,
     ) -> Iterator[Verdict]:
         """Inspect any number of images in constant memory; verdicts come in order."""
+        if batch_size < 1:
+            raise SettingsError(f"A batch of {batch_size} images cannot be inspected.", "Use 1 or more.")
         source = iter(images)
         while batch := list(islice(source, batch_size)):
             yield from self._inspect_batch(batch, product, reject_unknown)
@@ -274,10 +277,6 @@ class Inspector:
         originals = [load_image(image) for image in images]
         small = np.stack([resize(image, self.image_size).transpose(2, 0, 1) for image in originals])
         stopwatch.lap("reading")
-        if product is not None:
-            self.product(product)
-        elif not self.products:
-            raise BankError(f"The bank {self.bank.path} has no product yet.", "Learn one first.")
         batch = self._tensor(small)
         results = self._with_current_products(
             lambda: self._heads.inspect(
@@ -296,14 +295,17 @@ class Inspector:
             return Verdict(None, float("nan"), float("nan"), None, None, nearest, distance)
         limit = self._known[inspection.product].calibration.threshold
         small = torch.from_numpy(inspection.anomaly_map)[None, None]
-        full = F.interpolate(small, list(shape), mode="bilinear", align_corners=False)[0, 0].numpy()
-        score = inspection.score
-        return Verdict(inspection.product, score, limit, score > limit, full, nearest, distance)
+        full = F.interpolate(small, list(shape), mode="bilinear", align_corners=False)
+        full.clamp_(max=small.max())  # which rounding may exceed between equal neighbours
+        score, pixels = inspection.score, full[0, 0].numpy()
+        return Verdict(inspection.product, score, limit, score > limit, pixels, nearest, distance)
 
-    def _with_current_products(self, call: Callable[[], T]) -> T:
+    def _with_current_products(self, call: Callable[[], list[Inspection]]) -> list[Inspection]:
         """Call with what the bank holds now; once more whenever another process has changed it meanwhile."""
         while True:
             manifest = self.bank.manifest()
+            if not manifest.products:
+                raise BankError(f"The bank {self.bank.path} has no product yet.", "Learn one first.")
             try:
                 self._take_over(manifest.products)
                 return call()
@@ -315,8 +317,8 @@ class Inspector:
         """Make the heads in memory those of the bank."""
         if products == self._known:
             return
-        old_files = {name: product.file for name, product in self._known.items()}
-        new = [product for product in products.values() if old_files.get(product.name) != product.file]
+        old = {(product.name, product.file, product.sha256) for product in self._known.values()}
+        new = [each for each in products.values() if (each.name, each.file, each.sha256) not in old]
         prototypes = [self.bank.state(product)["prototype"].numpy() for product in new]
         for name in self._known.keys() - products.keys():
             self._heads.remove(name)
@@ -335,7 +337,13 @@ class Inspector:
         detector = METHODS[product.method].build(self.backbone, product.settings)
         state = self.bank.state(product)
         del state["prototype"]
-        detector.load_state_dict(state)
+        try:
+            detector.load_state_dict(state)
+        except RuntimeError as error:
+            raise BankError(
+                f"{self.bank.path / product.file} does not fit this continuad's {product.method!r}.",
+                f"Learn {product.name!r} again.",
+            ) from error
         return detector.to(self.device)
 
     def _tensor(self, images: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:

@@ -38,6 +38,7 @@ class Product:
         settings: the detector's settings as plain values.
         taps: the blocks whose features its head wants.
         images: normal images that it was trained on.
+        seed: of the training and of the held-out split.
         learnt: when, ISO 8601, UTC.
         seconds: how long learning took.
         limit: how far from the prototype an image may lie.
@@ -52,6 +53,7 @@ class Product:
     settings: Mapping[str, Any]
     taps: tuple[str, ...]
     images: int
+    seed: int
     learnt: str
     seconds: float
     limit: float

@@ -1,0 +1,70 @@
+"""The README's commands and code, run as they stand there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from continuad.datasets.demo import demo_task
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture
+def factory(tmp_path: Path) -> Path:
+    """A folder with the photos that the README speaks of."""
+    for name, product in (("bottle", "flange"), ("cap", "cap")):
+        task = demo_task(product, size=64, train=10, good=1, defective=1)
+        for folder, images in (
+            (f"photos/{name}/good", task.train),
+            (f"photos/{'new' if name == 'bottle' else 'later'}", [sample.image for sample in task.test]),
+        ):
+            place = tmp_path / folder
+            place.mkdir(parents=True)
+            for index, image in enumerate(images, start=1):
+                Image.fromarray(image).save(place / f"{index:04}.png")
+    return tmp_path
+
+
+def test_commands_and_code_run_in_order(factory: Path) -> None:
+    commands = [line for line in blocks("sh")[1].splitlines() if line]
+    assert all(command.startswith("continuad ") for command in commands)
+    for command in commands:
+        words = shlex.split(command, comments=True)
+        run = subprocess.run(
+            [sys.executable, "-m", *words], cwd=factory, capture_output=True, text=True, check=False
+        )
+        assert run.returncode == 0, f"{command}\n{run.stdout}\n{run.stderr}"
+    assert len(list((factory / "out").rglob("*.png"))) == 2
+    assert "cap" in run.stdout
+    assert "bottle" in run.stdout
+
+    (code,) = blocks("python")
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=factory, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("bottle ")
+    assert "(64, 64)" in run.stdout
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for command in blocks("sh")[0].splitlines():
+        assert f"\n{shlex.split(command, comments=True)[1]}:" in makefile
+
+
+def test_linked_files_exist() -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
