@@ -17,7 +17,7 @@ RATES = st.floats(1e-4, 0.49)
 
 
 def test_a_threshold_computed_by_hand() -> None:
-    # Logs 1, 2, 3: mean 2, standard deviation 1; t with 2 degrees of freedom has its upper 5 % point at 2.919986.
+    # Logs 1, 2, 3: mean 2, standard deviation 1. t with 2 degrees of freedom exceeds 2.919986 in 5 %.
     expected = math.exp(2 + 2.919986 * math.sqrt(1 + 1 / 3))
     assert threshold([math.e, math.e**2, math.e**3], 0.05) == pytest.approx(expected, rel=1e-6)
     assert stats.t.sf(2.919986, 2) == pytest.approx(0.05, rel=1e-6)

@@ -85,7 +85,7 @@ def inspect(
     counts: Counter[str] = Counter()
     jobs = each_image(images)
     total = None
-    if STDIN not in images and not sys.stdout.isatty():  # on a terminal the verdicts show it
+    if STDIN not in images and not sys.stdout.isatty():  # on a terminal the lines show the progress
         listed = list(jobs)
         jobs, total = iter(listed), len(listed)
     with ProgressBar() as progress:

@@ -15,6 +15,9 @@ from continuad.errors import SettingsError
 
 Vectors = NDArray[np.float32]
 
+CLEARLY_NEARER = 0.5
+"""An image is clearly nearer to one prototype than to another at less than this share of the distance."""
+
 
 @dataclass(frozen=True)
 class RoutingSettings:
@@ -54,7 +57,7 @@ class Route:
 
     Attributes:
         nearest: the product with the nearest prototype.
-        distance: Euclidean distance to it over that product's limit; above 1 the image is of no product.
+        distance: how far the image is from it; above 1 it is of no product (see `PrototypeRouter.route`).
     """
 
     nearest: str
@@ -93,16 +96,20 @@ class PrototypeRouter:
     def route(self, vectors: Vectors) -> list[Route]:
         """Route embeddings (B, D); there must be a product.
 
-        Each image is compared with all prototypes; the smallest Euclidean distance wins, a tie goes to the
-        product that was added first.
+        The smallest Euclidean distance wins; a tie goes to the product that was added first. An image is
+        too far from the nearest prototype if it exceeds that product's limit, and is not clearly nearer to it
+        than to the second nearest either: a broken part lies beyond the limits of its product, but nowhere
+        near another. `Route.distance` is the lesser of the two excesses.
         """
         differences = vectors[:, None, :].astype(np.float64) - np.stack(self._prototypes)[None]
         distances = np.sqrt((differences**2).sum(2))
         nearest = distances.argmin(1)
-        return [
-            Route(self._names[index], float(row[index] / self._limits[index]))
-            for row, index in zip(distances, nearest, strict=True)
-        ]
+        first = distances.min(1)
+        excess = first / np.asarray(self._limits)[nearest]
+        if len(self) > 1:
+            second = np.partition(distances, 1, axis=1)[:, 1]
+            excess = np.minimum(excess, first / np.maximum(CLEARLY_NEARER * second, 1e-300))
+        return [Route(self._names[index], float(value)) for index, value in zip(nearest, excess, strict=True)]
 
 
 def distance_limit(prototype: Vectors, held_out: Vectors, *, margin: float) -> float:
