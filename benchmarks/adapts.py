@@ -23,6 +23,7 @@ from continuad import Inspector
 from continuad.bench.demo import fingerprint
 from continuad.bench.evaluate import evaluate, mean_report
 from continuad.datasets import load_tasks
+from continuad.inspector import Product
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = {
@@ -62,11 +63,9 @@ def main() -> None:
                 inspector = Inspector.open(bank)
             else:
                 inspector = Inspector.create(bank, backbone=arguments.backbone, weights=arguments.weights)
-            evaluate(inspector, tasks[:1], head=method)
+            evaluate(inspector, tasks[:1], head=method, learnt=announce)
             before = fingerprint(inspector, tasks[0]) if len(inspector.products) == 1 else None
-            reports = evaluate(
-                inspector, tasks, head=method, learnt=lambda p: print(p.name, f"{p.seconds:.0f} s")
-            )
+            reports = evaluate(inspector, tasks, head=method, learnt=announce)
             after = fingerprint(inspector, tasks[0])
             print(
                 method,
@@ -92,6 +91,10 @@ def main() -> None:
         json.dumps({"environment": environment, "runs": runs}, indent=1) + "\n"
     )
     (RESULTS / "adapts.md").write_text(markdown(environment, runs))
+
+
+def announce(product: Product) -> None:
+    print(f"{product.method}: learnt {product.name} in {product.seconds:.0f} s", flush=True)
 
 
 def markdown(environment: dict[str, object], runs: dict[str, dict[str, object]]) -> str:

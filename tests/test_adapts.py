@@ -11,14 +11,16 @@ from PIL import Image
 from torch import Tensor
 
 from continuad.backbones import BACKBONES, Backbone, create_backbone
-from continuad.detectors import METHODS
+from continuad.detectors import METHODS, Method
 from continuad.detectors.adapters import ADAPTER_KINDS, Adapter
-from continuad.detectors.adapts import AdapTS
+from continuad.detectors.adapts import AdapTS, AdapTSSettings
 from continuad.detectors.matching import smooth
 from continuad.detectors.quantization import QuantizedAdapter
+from continuad.detectors.training import TrainingSettings
 from continuad.errors import ImageError, SettingsError
 
-QUICK = {"epochs": 2, "min_steps": 0, "batch_size": 8}
+PAPER = Method("AdapTS with the paper's settings.", AdapTS, AdapTSSettings())
+QUICK = {"epochs": 2, "batch_size": 8}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,32 +41,59 @@ def images(count: int = 8, seed: int = 0) -> Tensor:
     return torch.from_numpy(np.clip(rng.normal(120, 10, (count, 3, 32, 32)), 0, 255).astype(np.uint8))
 
 
-def learnt(backbone: Backbone, method: str = "adapts-l", **settings: Any) -> AdapTS:
-    detector = METHODS[method].build(backbone, {"training": QUICK, **settings})
+def learnt(backbone: Backbone, **settings: Any) -> AdapTS:
+    detector = PAPER.build(backbone, {"training": QUICK, **settings})
     assert isinstance(detector, AdapTS)
     detector.fit(images())
     return detector
 
 
-def test_presets_are_the_papers(backbone: Backbone) -> None:
-    large, medium, small = (METHODS[f"adapts-{size}"].build(backbone) for size in "lms")
-    assert large.taps == medium.taps == ("layer2", "layer3")  # strides 8 and 16
-    assert small.taps == ("layer2",)
-    for detector, kind in [(large, Adapter), (medium, QuantizedAdapter), (small, QuantizedAdapter)]:
-        assert isinstance(detector, AdapTS)
-        assert {type(adapter) for adapter in detector.adapters} == {kind}
+# --- where the adapters sit -----------------------------------------------------------------------
 
 
-def test_on_wide_resnet_the_adapters_sit_on_the_papers_layers() -> None:
+@pytest.mark.parametrize(
+    ("name", "kind", "taps"),
+    [
+        ("adapts-l", Adapter, ("layer2", "layer3")),
+        ("adapts-m", QuantizedAdapter, ("layer2", "layer3")),
+        ("adapts-s", QuantizedAdapter, ("layer2",)),
+    ],
+)
+def test_presets_on_wide_resnet_are_the_papers(name: str, kind: type, taps: tuple[str, ...]) -> None:
     with torch.device("meta"):
-        teacher = BACKBONES["wide_resnet50_2"]()
-        assert METHODS["adapts-l"].build(teacher).taps == ("layer2", "layer3")
-        assert METHODS["adapts-s"].build(teacher).taps == ("layer2",)
+        detector = METHODS[name].build(BACKBONES["wide_resnet50_2"]())
+    assert isinstance(detector, AdapTS)
+    assert detector.taps == taps
+    assert {type(adapter) for adapter in detector.adapters} == {kind}
+
+
+def test_the_defaults_are_the_papers() -> None:
+    settings = AdapTSSettings()
+    assert (settings.strides, settings.adapter, settings.passes) == ((8, 16), "linear", 1)
+    assert (settings.segmentation, settings.focal_gamma, settings.variants) == (True, 4.0, 0)
+    assert (settings.fusion, settings.smoothing) == ("product", 0.0)
+    assert settings.training == TrainingSettings()
+
+
+@pytest.mark.parametrize(
+    ("min_channels", "taps"),
+    [(0, ("layer1",)), (16, ("layer1",)), (17, ("layer2",)), (32, ("layer3",)), (33, ("layer3",))],
+)
+def test_a_narrow_stage_is_passed_over(backbone: Backbone, min_channels: int, taps: tuple[str, ...]) -> None:
+    # The stages have 8, 16, 24 and 32 channels.
+    assert PAPER.build(backbone, {"strides": [4], "min_channels": min_channels}).taps == taps
+
+
+def test_strides_that_meet_in_one_stage_share_an_adapter(backbone: Backbone) -> None:
+    assert PAPER.build(backbone, {"strides": [2, 4], "min_channels": 24}).taps == ("layer2",)
 
 
 def test_taps_are_sorted_and_outrank_strides(backbone: Backbone) -> None:
-    detector = METHODS["adapts-l"].build(backbone, {"taps": ["layer2", "layer0", "layer2"]})
+    detector = PAPER.build(backbone, {"taps": ["layer2", "layer0", "layer2"], "min_channels": 24})
     assert detector.taps == ("layer0", "layer2")
+
+
+# --- what is learnt -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ADAPTER_KINDS)
@@ -101,6 +130,7 @@ def test_without_segmentation_nothing_is_corrupted(
         {"focal_gamma": 0.0},
         {"variants": 1},
         {"training": QUICK | {"momentum": 0.9}},
+        {"training": QUICK | {"optimiser": "adam"}},
         {"training": QUICK | {"learning_rate": 0.01}},
     ],
     ids=str,
@@ -124,7 +154,7 @@ def test_fusion_and_smoothing_change_only_the_map(backbone: Backbone) -> None:
 
 
 def test_int8_adapters_give_nearly_the_float_maps(backbone: Backbone) -> None:
-    as_float, as_int8 = learnt(backbone, "adapts-l"), learnt(backbone, "adapts-m")
+    as_float, as_int8 = learnt(backbone), learnt(backbone, int8=True)
     assert as_float.history_ == as_int8.history_
     test = images(4, 1)
     exact, rounded = as_float.anomaly_maps(test), as_int8.anomaly_maps(test)
@@ -153,10 +183,10 @@ def test_the_backbone_sees_an_image_once_per_copy(
         return normalise(x)
 
     monkeypatch.setattr(backbone, "normalise", counted)
-    learnt(backbone, "adapts-s", variants=1, training=QUICK | {"epochs": 5})
+    learnt(backbone, int8=True, variants=1, training=QUICK | {"epochs": 5})
     assert sum(seen) == 2 * 8, "clean and corrupted"
     seen.clear()
-    learnt(backbone, "adapts-s", segmentation=False, training=QUICK | {"epochs": 5})
+    learnt(backbone, int8=True, segmentation=False, training=QUICK | {"epochs": 5})
     assert sum(seen) == 8
 
 
@@ -177,6 +207,7 @@ def test_textures_of_a_folder(backbone: Backbone, tmp_path: Path) -> None:
         ({"adapter": "lora"}, "no adapter kind 'lora'"),
         ({"passes": 3}, "passes is 3"),
         ({"fusion": "max"}, "fusion is 'max'"),
+        ({"min_channels": -1}, "min_channels is -1"),
         ({"focal_gamma": -1.0}, "focal_gamma is -1.0"),
         ({"variants": -1}, "variants is -1"),
         ({"smoothing": -0.5}, "smoothing is -0.5"),
@@ -188,9 +219,9 @@ def test_settings_that_cannot_work_are_refused(
     backbone: Backbone, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(SettingsError, match=message):
-        METHODS["adapts-l"].build(backbone, settings)
+        PAPER.build(backbone, settings)
 
 
 def test_divergence_names_the_remedy(backbone: Backbone) -> None:
     with pytest.raises(SettingsError, match=r"diverged.*Lower the learning rate"):
-        learnt(backbone, training=QUICK | {"learning_rate": 1e38})
+        learnt(backbone, training=QUICK | {"learning_rate": 1e30})

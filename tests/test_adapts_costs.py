@@ -260,20 +260,20 @@ def test_bytes_are_those_of_a_live_detector(kind: str, taps: tuple[str, ...], in
 
 
 @pytest.mark.parametrize(
-    ("taps", "passes", "router_tap", "size"),
+    ("taps", "passes", "router_tap", "size", "smoothing"),
     [
-        (("layer2",), 1, "avgpool", 64),
-        (("layer2",), 2, "layer0", 75),
-        (("layer1", "layer2"), 1, "layer1", 75),
-        (("layer1", "layer2"), 2, "layer3", 64),
-        (("layer0", "layer2", "layer3"), 2, "layer1", 75),
+        (("layer2",), 1, "avgpool", 64, 0.0),
+        (("layer2",), 2, "layer0", 75, 4.0),
+        (("layer1", "layer2"), 1, "layer1", 75, 1.0),
+        (("layer1", "layer2"), 2, "layer3", 64, 0.0),
+        (("layer0", "layer2", "layer3"), 2, "layer1", 75, 0.0),
     ],
 )
 def test_macs_are_those_of_a_routed_inspection(
-    taps: tuple[str, ...], passes: Literal[1, 2], router_tap: str, size: int
+    taps: tuple[str, ...], passes: Literal[1, 2], router_tap: str, size: int, smoothing: float
 ) -> None:
     backbone = create_backbone("tiny", weights="random")
-    settings = AdapTSSettings(taps=taps, adapter="bottleneck50", passes=passes)
+    settings = AdapTSSettings(taps=taps, adapter="bottleneck50", passes=passes, smoothing=smoothing)
     routing = RoutingSettings(router_tap, "mean_std")
     heads = RoutedHeads(backbone, routing)
     image = torch.zeros(1, 3, size, size, dtype=torch.uint8)

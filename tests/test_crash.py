@@ -163,8 +163,6 @@ def test_one_process_inspects_while_another_writes(folder: Path) -> None:
         verdicts = reader.inspect(images)
         assert verdicts[0].product == "bolt"
         assert same(reader.inspect(images[0]), first)
-        for verdict, name in zip(verdicts[1:], names, strict=True):
-            assert verdict.product in (name, None)
         rounds += 1
     assert end_child(writer) == 0
     assert rounds > 0

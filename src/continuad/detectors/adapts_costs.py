@@ -10,6 +10,7 @@ from torch import Tensor
 from continuad.backbones import Backbone
 from continuad.detectors.adapters import Adapter
 from continuad.detectors.adapts import AdapTS, AdapTSSettings
+from continuad.detectors.matching import smooth
 from continuad.detectors.quantization import QuantizedAdapter
 from continuad.metrics.costs import macs
 
@@ -30,7 +31,7 @@ class AdapTSCosts:
         additional_bytes: adapters and prototypes.
         total_bytes: and the backbone up to the last adapter or the router's block, whichever is later.
         macs: the backbone up to that block once, the student's own way from the first adapter to the last,
-            and every adapter `passes` times, but the last one once.
+            every adapter `passes` times, but the last one once, and the smoothing of the map.
     """
 
     additional_bytes_paper: int
@@ -89,7 +90,8 @@ def adapts_costs(
         macs=path(0, furthest)
         + path(order.index(first) + 1, last)
         + settings.passes * sum(single[:-1])
-        + single[-1],
+        + single[-1]
+        + macs(lambda: smooth(torch.empty(1, image_size, image_size, device="meta"), settings.smoothing)),
     )
 
 
