@@ -12,8 +12,6 @@ import argparse
 import json
 import os
 import platform
-import shlex
-import sys
 import tempfile
 from pathlib import Path
 
@@ -81,7 +79,7 @@ def main() -> None:
             }
     RESULTS.mkdir(exist_ok=True)
     environment = {
-        "command": shlex.join(["python", "benchmarks/adapts.py", "DATA", *sys.argv[2:]]),
+        "command": f"python benchmarks/adapts.py DATA --backbone {arguments.backbone} --methods {arguments.methods}",
         "backbone": arguments.backbone,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
