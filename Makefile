@@ -5,7 +5,7 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench picture clean
 
 demo: $(READY)  ## learn several products in sequence, then inspect mixed images
 	$(BIN)/continuad demo --out demo
@@ -18,6 +18,10 @@ lint: $(READY)  ## style, types, and the floors of the house
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+picture: demo  ## the README's picture
+	$(BIN)/python -c "from PIL import Image; sheet = Image.open('demo/contact_sheet.png').convert('RGB'); \
+	    sheet.reduce(2).save('docs/demo.jpg', quality=88)"
 
 bench: $(READY)  ## L/M/S on real products: make bench DATA=folder
 	$(BIN)/python benchmarks/adapts.py $(DATA)

@@ -79,7 +79,8 @@ def main() -> None:
             }
     RESULTS.mkdir(exist_ok=True)
     environment = {
-        "command": f"python benchmarks/adapts.py DATA --backbone {arguments.backbone} --methods {arguments.methods}",
+        "command": "python benchmarks/adapts.py DATA "
+        f"--backbone {arguments.backbone} --methods {arguments.methods}",
         "backbone": arguments.backbone,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

@@ -60,7 +60,8 @@ def load_weights(backbone: Backbone, source: str, *, progress: Progress = silent
 def checkpoint(backbone: Backbone) -> dict[str, Tensor]:
     """Return the parameters and batch-norm statistics under the names of the public checkpoints, sorted."""
     state = backbone.state_dict(prefix=backbone.checkpoint_prefix)
-    return {name: state[name] for name in sorted(state) if not name.endswith("num_batches_tracked")}
+    names = (name for name in sorted(state) if not name.endswith("num_batches_tracked"))
+    return {name: state[name].contiguous() for name in names}
 
 
 def fingerprint(backbone: Backbone) -> str:
