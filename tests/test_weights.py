@@ -440,9 +440,10 @@ def test_fingerprint_changes_with_one_bit(key: str) -> None:
     backbone = create_backbone("tiny", weights="random")
     before = fingerprint(backbone)
     bits = backbone.state_dict()[key].view(torch.int32)
-    bits[(-1,) * bits.ndim] ^= 1
+    last = (-1,) * bits.ndim
+    bits[last] ^= 1
     assert fingerprint(backbone) != before
-    bits[-1] ^= 1
+    bits[last] ^= 1
     assert fingerprint(backbone) == before
 
 
