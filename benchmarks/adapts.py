@@ -62,16 +62,14 @@ def main() -> None:
             else:
                 inspector = Inspector.create(bank, backbone=arguments.backbone, weights=arguments.weights)
             evaluate(inspector, tasks[:1], head=method, learnt=announce)
-            before = fingerprint(inspector, tasks[0]) if len(inspector.products) == 1 else None
+            proof = work / f"{bank.name}-first.txt"
+            if len(inspector.products) == 1:
+                proof.write_text(fingerprint(inspector, tasks[0]))
+            before = proof.read_text()
             reports = evaluate(inspector, tasks, head=method, learnt=announce)
             after = fingerprint(inspector, tasks[0])
-            print(
-                method,
-                "first product before and after:",
-                before,
-                after,
-                "identical" if before == after else "",
-            )
+            verdict = "identical" if before == after else "DIFFERENT"
+            print(f"{method}: first product then {before}, now {after}: {verdict}", flush=True)
             runs[method] = {
                 "products": [report.as_dict() for report in reports],
                 "mean": mean_report(reports),

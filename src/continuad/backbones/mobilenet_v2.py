@@ -63,7 +63,10 @@ class InvertedResidual(nn.Module):
 
 @BACKBONES.register("mobilenet_v2")
 class MobileNetV2(Backbone):
-    """`features.0` (stem), 17 inverted residuals, `features.18` (1x1 head), `avgpool`; 1280 features."""
+    """2.2 M parameters, made for phones.
+
+    Blocks: `features.0` (stem), 17 inverted residuals, `features.18` (1x1 head), `avgpool` (1280 features).
+    """
 
     name = "mobilenet_v2"
     checkpoint_prefix = (

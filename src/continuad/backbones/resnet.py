@@ -72,7 +72,7 @@ class WideBottleneck(Bottleneck):
 
 
 class ResNet(Backbone):
-    """Stem, four stages of residual blocks (strides 4, 8, 16, 32) and the average pool.
+    """Blocks: `stem`, `layer1` .. `layer4` (strides 4, 8, 16, 32), `avgpool` (512 or 2048 features).
 
     Args:
         residual: the kind of residual block.
@@ -104,7 +104,7 @@ class ResNet(Backbone):
 
 @BACKBONES.register("resnet18")
 class ResNet18(ResNet):
-    """18 layers, 512 features."""
+    """18 layers, 11.2 M parameters."""
 
     name = "resnet18"
 
@@ -114,7 +114,7 @@ class ResNet18(ResNet):
 
 @BACKBONES.register("resnet34")
 class ResNet34(ResNet):
-    """34 layers, 512 features."""
+    """34 layers, 21.3 M parameters."""
 
     name = "resnet34"
 
@@ -124,7 +124,7 @@ class ResNet34(ResNet):
 
 @BACKBONES.register("resnet50")
 class ResNet50(ResNet):
-    """50 layers, 2048 features."""
+    """50 layers, 23.5 M parameters."""
 
     name = "resnet50"
 
@@ -134,7 +134,7 @@ class ResNet50(ResNet):
 
 @BACKBONES.register("wide_resnet50_2")
 class WideResNet50x2(ResNet):
-    """50 layers, bottlenecks twice as wide, 2048 features: the teacher of AdapTS (sec. 4.1)."""
+    """50 layers, twice as wide inside, 66.8 M parameters: the teacher of AdapTS (sec. 4.1)."""
 
     name = "wide_resnet50_2"
 
