@@ -320,6 +320,7 @@ def test_one_image_or_a_list(inspector: Inspector) -> None:
     assert same(verdict, listed)
     assert inspector.inspect([]) == []
     assert new_bank(inspector.bank.path.with_name("empty")).inspect([]) == []
+    assert len(inspector.inspect(tuple(photos("bolt", 3)))) == 3
 
 
 @pytest.mark.parametrize("count", [3, 8, 13])

@@ -46,7 +46,8 @@ def products(bank: BankArgument, json: JsonOption = False) -> None:
             ),
         )
     say(
-        f"{len(manifest.products)} products on {manifest.backbone['name']} at {manifest.image_size} pixels.",
+        f"{len(manifest.products)} product{'s' * (len(manifest.products) != 1)} on "
+        f"{manifest.backbone['name']} at {manifest.image_size} pixels.",
         console=stderr,
     )
 

@@ -204,12 +204,13 @@ class Inspector:
         images: Sequence[ImageSource] | str | os.PathLike[str] | None = None,
         progress: Progress = silent,
     ) -> Product:
-        """Set a product's threshold anew; its model and its raw scores stay as they are.
+        """Set a product's threshold anew; its model stays as it is.
 
         Args:
             name: the product.
             false_alarm_rate: the new rate; None keeps the old one.
-            images: normal images to calibrate on instead of those held out when it was learnt; at least 2.
+            images: normal images to calibrate on, instead of those held out when it was learnt; at least 2.
+                Without them the raw scores stay as they are.
             progress: told about reading.
         """
         product = self.product(name)
@@ -226,7 +227,11 @@ class Inspector:
 
     @overload
     def inspect(
-        self, images: list[ImageSource], *, product: str | None = ..., reject_unknown: bool = ...
+        self,
+        images: list[ImageSource] | tuple[ImageSource, ...],
+        *,
+        product: str | None = ...,
+        reject_unknown: bool = ...,
     ) -> list[Verdict]: ...
     @overload
     def inspect(
@@ -234,7 +239,7 @@ class Inspector:
     ) -> Verdict: ...
     def inspect(
         self,
-        images: ImageSource | list[ImageSource],
+        images: ImageSource | list[ImageSource] | tuple[ImageSource, ...],
         *,
         product: str | None = None,
         reject_unknown: bool = True,
@@ -251,7 +256,7 @@ class Inspector:
             BankError: the bank has no product yet.
             ImageError: an image cannot be read.
         """
-        if isinstance(images, list):
+        if isinstance(images, list | tuple):
             return list(self.stream(images, product=product, reject_unknown=reject_unknown))
         return next(self.stream([images], product=product, reject_unknown=reject_unknown))
 
