@@ -35,7 +35,7 @@ from continuad.detectors import METHODS
 from continuad.errors import SettingsError
 from continuad.inspector import inspector as inspector_module
 
-COMMANDS = ("demo", "learn", "inspect", "products", "forget", "recalibrate", "evaluate", "methods")
+COMMANDS = ("demo", "learn", "inspect", "products", "forget", "recalibrate", "evaluate", "methods", "costs")
 SETTINGS = {"training": {"epochs": 2, "min_steps": 0}}
 FAST = ("--set", "training.epochs=2", "--set", "training.min_steps=0")
 BARE = ("--backbone", "tiny", "--weights", "random", "--image-size", "64")
@@ -196,7 +196,9 @@ def test_the_examples_in_the_help_work(
         "evaluate": TINY,
         "demo": (*TINY, "--train", "6", "--good", "1", "--defective", "1"),
     }
-    for command in ("methods", "learn", "inspect", "products", "recalibrate", "forget", "evaluate", "demo"):
+    for command in (
+        *("methods", "costs", "learn", "inspect", "products", "recalibrate", "forget", "evaluate", "demo"),
+    ):
         for words in examples(run, command):
             if command == "demo" and "--products" not in words:
                 continue  # all products: too slow for a test
@@ -738,6 +740,21 @@ def test_methods_lists_heads_and_backbones(run: Run) -> None:
     assert [row["name"] for row in found] == [*METHODS, *BACKBONES]
     assert all(row["summary"] for row in found)
     assert found[0]["settings"]["training"]["epochs"] == METHODS["adapts-l"].settings.training.epochs
+
+
+def test_costs_are_those_of_the_paper_and_the_honest_ones(run: Run) -> None:
+    wide = ("--backbone", "wide_resnet50_2", "--image-size", "224", "--routing", "avgpool")
+    result = run("costs", *wide, "--products", "15", "--set", "passes=2")
+    assert result.code == 0
+    table = {
+        words[0]: [float(word) for word in words[1:]]
+        for words in map(str.split, result.out.splitlines()[3:6])
+    }
+    assert table["adapts-l"] == pytest.approx([150.5, 245.5, 44.45 / 2, 150.6, 405.9, 16.84], abs=0.05)
+    (row, *_) = rows(run("costs", "--backbone", "tiny", "--image-size", "64", "--json"))
+    assert row["method"] == "adapts-l"
+    assert row["additional_bytes"] > row["additional_bytes_paper"] > 0
+    refused(run("costs", "--routing", "layer9"), "layer9")
 
 
 # --- evaluate and demo
