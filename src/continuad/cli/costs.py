@@ -35,8 +35,8 @@ def costs(
 ) -> None:
     """Account for the memory and compute of AdapTS.
 
-    Added and total memory in MiB, and billions of multiply-accumulates an image: first as the paper counts (no
-    prototypes, nothing behind the last adapter; the backbone run twice), then what is really held and run.
+    Added and total memory in MiB, and billions of multiply-accumulates an image: first as the paper counts
+    (no prototypes, nothing behind the last adapter; the backbone run twice), then what is held and run.
     """
     import torch
 
