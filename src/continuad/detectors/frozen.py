@@ -10,7 +10,7 @@ from torch import Tensor
 from continuad.backbones import Backbone
 
 BATCH = 16
-BUDGET = 2 * 2**30
+BUDGET = 2**30
 
 
 class FrozenFeatures:
