@@ -75,7 +75,7 @@ class AdapTSSettings:
         if self.fusion not in ("product", "sum"):
             raise SettingsError(f"fusion is {self.fusion!r}.", "Set it to 'product' or 'sum'.")
         for name in ("min_channels", "focal_gamma", "variants", "smoothing"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise SettingsError(f"{name} is {getattr(self, name)}.", f"Set {name} to 0 or more.")
 
 
