@@ -22,7 +22,7 @@ from continuad import Inspector, Verdict
 
 Photo = npt.NDArray[np.uint8]
 
-torch.set_num_threads(1)  # a forked child cannot use its parent's thread pool
+torch.set_num_threads(1)  # images are tiny, and a forked child cannot use its parent's thread pool
 
 QUICK = {"taps": ["layer2"], "smoothing": 0, "training": {"epochs": 1, "min_steps": 0}}
 CHILD_SECONDS = 60

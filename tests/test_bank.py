@@ -428,3 +428,19 @@ def test_a_stale_writer_is_refused(folder: Path) -> None:
         ):
             attempt()
     assert snapshot(folder) == before
+
+
+def test_only_an_empty_bank_is_discarded(tmp_path: Path) -> None:
+    first = new_bank(tmp_path / "bank")
+    second = Inspector.open(tmp_path / "bank")
+    teach(second, "bolt")
+    kept = {path: path.read_bytes() for path in (tmp_path / "bank").rglob("*") if path.is_file()}
+    first.bank.discard_if_empty()  # opened it when it was empty
+    assert {path: path.read_bytes() for path in (tmp_path / "bank").rglob("*") if path.is_file()} == kept
+
+    second.forget("bolt")
+    first.bank.discard_if_empty()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(BankError, match="There is no bank"):
+        teach(second, "bolt")
+    new_bank(tmp_path / "bank")

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,14 +18,6 @@ from continuad.detectors.segmentation import resize_masks
 
 TAPS = ("layer1", "layer2")
 PER_IMAGE = 4 * (16 * 8 * 8 + 24 * 4 * 4)  # bytes of both taps at 32 px
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,6 @@ from continuad.cli.options import DEFAULT_BACKBONE, DEFAULT_IMAGE_SIZE, JsonOpti
 from continuad.cli.output import number, print_json, print_table, right, say
 from continuad.cli.settings import parse_settings
 
-MIB = 2**20
-
 
 @app.command(
     epilog=example(
@@ -46,6 +44,7 @@ def costs(
     from continuad.detectors import METHODS
     from continuad.detectors.adapts import AdapTSSettings
     from continuad.detectors.adapts_costs import adapts_costs
+    from continuad.metrics.costs import MIB
 
     with torch.device("meta"):
         network = BACKBONES[backbone]()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,8 +63,8 @@ def open_or_create(
     try:
         yield inspector
     finally:
-        if not inspector.products:
-            shutil.rmtree(path, ignore_errors=True)
+        with suppress(BankError):  # an empty bank that stays does no harm
+            inspector.bank.discard_if_empty()
 
 
 def is_free(path: Path) -> bool:

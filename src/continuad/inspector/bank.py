@@ -265,6 +265,16 @@ class Bank:
             _check_unchanged(manifest, product.name, product)
             self._commit(manifest, _without(manifest, product.name))
 
+    def discard_if_empty(self) -> None:
+        """Remove the whole bank, unless it holds a product by now.
+
+        It leaves its place in one step; what remains after a power cut is removed by the next `create` there.
+        """
+        with _writing(self.path), FileLock(self.path / ".lock", timeout=LOCK_SECONDS):
+            if not self.manifest().products:
+                draft = tempfile.mkdtemp(prefix=f".{self.path.name}-", suffix=DRAFT, dir=self.path.parent)
+                shutil.rmtree(self.path.rename(draft), ignore_errors=True)
+
     def _commit(self, manifest: Manifest, products: Mapping[str, Product]) -> None:
         """Replace the manifest; the lock is held."""
         manifest = replace(manifest, revision=manifest.revision + 1, products=products)
