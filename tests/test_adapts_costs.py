@@ -17,10 +17,10 @@ from continuad.continual import RoutedHeads, RoutingSettings
 from continuad.continual.routing import routing_cost
 from continuad.detectors.adapters import ADAPTER_KINDS, Adapter
 from continuad.detectors.adapts import AdapTS, AdapTSSettings
-from continuad.detectors.adapts_costs import AdapTSCosts, adapter_bytes, adapter_macs, adapts_costs
-from continuad.detectors.quantization import AdapterObserver
+from continuad.detectors.adapts_costs import AdapTSCosts, adapter_macs, adapts_costs
+from continuad.detectors.quantization import AdapterObserver, QuantizedAdapter
 from continuad.errors import SettingsError
-from continuad.metrics.costs import MIB, macs
+from continuad.metrics.costs import MIB, macs, state_bytes
 from continuad.stopwatch import Stopwatch
 
 L = AdapTSSettings(strides=(8, 16))
@@ -55,6 +55,12 @@ def published(teacher: Backbone) -> Published:
         )
 
     return costs
+
+
+def adapter_bytes(channels: int, kind: str, *, int8: bool) -> int:
+    with torch.device("meta"):
+        adapter = Adapter(channels, kind)
+        return state_bytes(QuantizedAdapter(channels, adapter.conv1.out_channels) if int8 else adapter).total
 
 
 def truncated(value: float, digits: int) -> float:

@@ -153,6 +153,72 @@ def test_a_copy_runs_its_own_parameters(name: str) -> None:
     assert torch.equal(backbone.features(images, ["avgpool"])["avgpool"], before)
 
 
+# --- students -------------------------------------------------------------------------------------
+
+
+def test_a_student_can_be_trained_and_its_teacher_cannot(backbone: Backbone) -> None:
+    before = content(backbone)
+    first, last = backbone.group("paste")[0], backbone.group("paste")[-1]
+    split = backbone.before(first)
+    student = backbone.student(last, behind=split)
+    assert not student.training
+    student.train()
+    assert all(module.training for module in student.modules())
+    teacher = backbone.features(pixels(64, 64), [last] if split is None else [split, last])
+    statistics = {name: buffer.clone() for name, buffer in student.named_buffers()}
+    x = pixels(64, 64) if split is None else teacher[split]
+    features = student.features(x, [last], start=split)[last]
+    assert features.shape == teacher[last].shape
+    (features - teacher[last]).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in student.parameters())
+    assert any(not torch.equal(buffer, statistics[name]) for name, buffer in student.named_buffers())
+    assert content(backbone) == before
+    assert not any(module.training for module in backbone.modules())
+
+
+def test_a_student_holds_its_own_blocks_only(backbone: Backbone) -> None:
+    whole = {name: tensor.shape for name, tensor in backbone.named_parameters()}
+    for group in backbone.layer_groups.values():
+        split = backbone.before(group[0])
+        full, part = backbone.student(group[-1]), backbone.student(group[-1], behind=split)
+        counted = backbone.parameter_bytes(group[-1], include_buffers=False)
+        shared = backbone.parameter_bytes(split, include_buffers=False) if split else 0
+        assert 4 * sum(p.numel() for p in full.parameters()) == counted
+        assert 4 * sum(p.numel() for p in part.parameters()) == counted - shared
+        assert {name: p.shape for name, p in part.named_parameters()}.items() <= whole.items()
+        pointers = {p.data_ptr() for p in backbone.parameters()}
+        assert pointers.isdisjoint(p.data_ptr() for p in full.parameters())
+
+
+def test_a_student_in_eval_mode_is_the_folded_network(backbone: Backbone) -> None:
+    last = backbone.group("stfpm")[-1]
+    student = backbone.student(last)
+    student.load_state_dict(backbone.state_dict(), strict=False)
+    teacher = backbone.features(pixels(32, 32), [last])[last]
+    assert torch.equal(student.features(pixels(32, 32), [last])[last], teacher)
+
+
+def test_a_student_reaches_further_than_a_teacher_whose_checkpoint_ends() -> None:
+    teacher = create_backbone("resnet18", weights="random")
+    teacher.truncate("layer3", "the weights end")
+    assert teacher.student("layer4").block("layer4").channels == 512
+
+
+def test_groups_lie_in_order_on_blocks_with_features(backbone: Backbone) -> None:
+    assert {"stfpm", "paste"} <= set(backbone.layer_groups)
+    for layers in backbone.layer_groups.values():
+        assert backbone.order(layers) == layers
+        assert all(backbone.block(layer).stride for layer in layers)
+    with pytest.raises(SettingsError, match=r"no group of layers 'best'\. Choose from: stfpm, paste"):
+        backbone.group("best")
+
+
+def test_before_the_first_block_there_is_none(backbone: Backbone) -> None:
+    first, second, *_ = names(backbone)
+    assert backbone.before(first) is None
+    assert backbone.before(second) == first
+
+
 # --- create_backbone ------------------------------------------------------------------------------
 
 

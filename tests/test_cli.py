@@ -32,8 +32,11 @@ from continuad.continual import RoutingSettings
 from continuad.datasets import LAYOUTS
 from continuad.datasets.demo import DEMO_PRODUCTS, demo_task, write_mvtec
 from continuad.detectors import METHODS
+from continuad.detectors.checkpoint import Checkpoint
 from continuad.errors import SettingsError
+from continuad.inspector import Product
 from continuad.inspector import inspector as inspector_module
+from continuad.progress import Progress
 
 COMMANDS = ("demo", "learn", "inspect", "products", "forget", "recalibrate", "evaluate", "methods", "costs")
 SETTINGS = {"training": {"epochs": 2, "min_steps": 0}}
@@ -428,6 +431,32 @@ def test_ctrl_c_while_learning_changes_nothing(bank: Path, good: Path, tmp_path:
     assert path.exists() != is_new
 
 
+def test_ctrl_c_after_a_checkpoint_promises_to_go_on(
+    run: Run, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Checkpoint, "is_due", lambda self: True)
+    learn, steps = Inspector.learn, list[int]()
+
+    def halted(self: Inspector, *args: Any, progress: Progress, **kwargs: Any) -> Product:
+        def halt(done: int, total: int, what: str) -> None:
+            if what == "training":
+                steps.append(done)
+                if steps == [1, 2, 3]:
+                    raise KeyboardInterrupt
+
+        return learn(self, *args, progress=halt, **kwargs)
+
+    monkeypatch.setattr(Inspector, "learn", halted)
+    words = ("learn", tmp_path / "new.bank", "new", good, *BARE, "--head", "stfpm")
+    words = (*words, "--set", "training.epochs=5", "--set", "training.batch_size=4")
+    result = run(*words)
+    assert result.code == 130
+    assert result.err.endswith("Nothing was learnt; the same command goes on from its last checkpoint.\n")
+    assert run(*words).code == 0
+    assert steps == sorted(set(steps))
+    assert steps[-1] > 3
+
+
 def test_ctrl_c_elsewhere_is_no_traceback(
     run: Run, data: Path, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -755,6 +784,29 @@ def test_costs_are_those_of_the_paper_and_the_honest_ones(run: Run) -> None:
     assert row["method"] == "adapts-l"
     assert row["additional_bytes"] > row["additional_bytes_paper"] > 0
     refused(run("costs", "--routing", "layer9"), "layer9")
+
+
+def test_costs_of_any_method(run: Run) -> None:
+    size = ("--image-size", "64")
+    words = ("costs", "--method", "stfpm,adapts-m", "--backbone", "tiny", *size)
+    result = run(*words)
+    assert result.code == 0
+    table = [line.split() for line in result.out.splitlines()]
+    assert [row[0] for row in table if row and row[0] in METHODS] == ["stfpm", "adapts-m"] * 2
+    assert max(map(len, result.out.splitlines())) <= 80
+    found = rows(run(*words, "--measure", "--json"))
+    assert [row["method"] for row in found] == ["stfpm", "adapts-m"]
+    for row in found:
+        assert row["total_bytes"] > row["parameter_bytes"] > 0
+        assert row["training_macs"] > row["training_macs_forward"] > row["later_training_macs_forward"] > 0
+        assert row["training_peak_bytes"] is not None
+    (row,) = rows(run("costs", "--method", "stfpm-micronet", *size, "--json"))
+    assert (row["backbone"], row["inspection_peak_bytes"]) == ("micronet_m1", None)
+    refused(run("costs", "--method", "stfpm-micronet", "--backbone", "tiny"), "micronet_m1")
+    refused(run("costs", "--method", "stfmp"), "'stfpm'")
+    refused(run("costs", "--method", ","), "no method")
+    refused(run(*words, "--products", "2"), "--products")
+    refused(run("costs", "--measure"), "--method")
 
 
 # --- evaluate and demo

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,13 @@ import pytest
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from continuad.backbones import Backbone, create_backbone
 from continuad.detectors import METHODS, Detector
 from continuad.detectors.base import settings_as_dict
+from continuad.detectors.checkpoint import Checkpoint
+from continuad.detectors.training import TrainingSettings
 from continuad.errors import SettingsError
 
 SIZE = 64
@@ -32,6 +37,11 @@ def method(request: pytest.FixtureRequest) -> str:
     return name
 
 
+def build(method: str, backbone: Backbone, changes: Mapping[str, Any] | None = None) -> Detector:
+    """Build a method on the tiny backbone, even one that is meant for another."""
+    return replace(METHODS[method], backbone=None).build(backbone, changes)
+
+
 def cloth(count: int, seed: int) -> Tensor:
     """Images of a grainy blue-grey surface, (count, 3, S, S) uint8."""
     rng = np.random.default_rng(seed)
@@ -40,23 +50,36 @@ def cloth(count: int, seed: int) -> Tensor:
     return torch.from_numpy(np.clip(colour + grain, 0, 255).astype(np.uint8))
 
 
+def schedules(method: str) -> list[str]:
+    """The settings that are schedules: of one phase of training, of several, or none."""
+    settings = METHODS[method].settings
+    return [
+        each.name for each in fields(settings) if isinstance(getattr(settings, each.name), TrainingSettings)
+    ]
+
+
 def changes(method: str, epochs: int) -> dict[str, Any]:
     """A short schedule for methods that are trained."""
-    if not hasattr(METHODS[method].settings, "training"):
-        return {}
-    return {"training": {"epochs": epochs, "min_steps": 0, "batch_size": 8}}
+    steps = len(schedules(method)) > 1 and 2 * epochs  # a training of several phases is stated in steps
+    return plan(method, {"epochs": epochs, "min_steps": 0, "steps": int(steps), "batch_size": 8})
+
+
+def plan(method: str, schedule: dict[str, Any]) -> dict[str, Any]:
+    """Changes that give a method this schedule, and a network in keeping with the images."""
+    narrow = {"width": 16} if hasattr(METHODS[method].settings, "width") else {}
+    return {**dict.fromkeys(schedules(method), schedule), **narrow}
 
 
 def learnt(method: str, backbone: Backbone, *, count: int = 12, seed: int = 0) -> Detector:
-    detector = METHODS[method].build(backbone, changes(method, epochs=1))
+    detector = build(method, backbone, changes(method, epochs=1))
     detector.fit(cloth(count, 0), seed=seed)
     return detector
 
 
 @pytest.fixture(scope="module")
 def detector(method: str, backbone: Backbone) -> Detector:
-    """A detector as users get it."""
-    detector = METHODS[method].build(backbone)
+    """A detector after a few steps."""
+    detector = build(method, backbone, plan(method, {"steps": 150, "batch_size": 8}))
     detector.fit(cloth(24, 0))
     return detector
 
@@ -86,9 +109,11 @@ def test_maps_have_the_images_size(detector: Detector) -> None:
     assert (maps.amax((1, 2)) > maps.amin((1, 2))).all()
 
 
-def test_the_image_score_is_the_maximum_of_the_map(detector: Detector) -> None:
-    maps = torch.rand(3, 5, 5)
-    assert detector.image_scores(maps).tolist() == [float(each.max()) for each in maps]
+def test_the_image_score_is_the_maximum_of_the_map_or_of_some_of_it(detector: Detector) -> None:
+    maps = torch.rand(3, 25, 25)
+    count = getattr(detector.settings, "top", 1)
+    tops = [sum(sorted(each.flatten().tolist())[-count:]) / count for each in maps]
+    assert detector.image_scores(maps).tolist() == pytest.approx(tops, rel=1e-5)
 
 
 def test_a_painted_flaw_is_found_and_located(detector: Detector) -> None:
@@ -135,8 +160,28 @@ def test_a_batch_equals_its_images_one_by_one(detector: Detector) -> None:
         assert error.max() < 1e-4
 
 
+def test_features_are_normalised_over_their_channels(
+    detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    axes: set[tuple[int, int]] = set()
+    normalize, cosine = functional.normalize, functional.cosine_similarity
+
+    def normalise(x: Tensor, p: float = 2, dim: int = 1, *rest: Any) -> Tensor:
+        axes.add((x.dim(), dim))
+        return normalize(x, p, dim, *rest)
+
+    def similarity(one: Tensor, other: Tensor, dim: int = 1, *rest: Any) -> Tensor:
+        axes.add((one.dim(), dim))
+        return cosine(one, other, dim, *rest)
+
+    monkeypatch.setattr(functional, "normalize", normalise)
+    monkeypatch.setattr(functional, "cosine_similarity", similarity)
+    detector.anomaly_maps(cloth(2, 1))
+    assert axes == {(4, 1)}
+
+
 def test_images_are_left_alone(method: str, backbone: Backbone) -> None:
-    detector = METHODS[method].build(backbone, changes(method, 1))
+    detector = build(method, backbone, changes(method, 1))
     images = cloth(8, 0)
     detector.fit(images, seed=0)
     detector.anomaly_maps(images)
@@ -196,7 +241,7 @@ def test_the_callers_random_states_are_left_alone(method: str, backbone: Backbon
 
 def test_progress_counts_up_to_the_total(method: str, backbone: Backbone) -> None:
     ticks: list[tuple[int, int]] = []
-    detector = METHODS[method].build(backbone, changes(method, 2))
+    detector = build(method, backbone, changes(method, 2))
     detector.fit(cloth(10, 0), progress=lambda done, total, what: ticks.append((done, total)))
     assert [done for done, _ in ticks] == sorted(done for done, _ in ticks)
     assert ticks[-1][0] == ticks[-1][1]
@@ -214,6 +259,31 @@ def test_work_that_is_stopped_leaves_the_detector_as_it_was(method: str, backbon
     assert content(detector.state_dict()) == before
 
 
+@pytest.mark.parametrize("moment", [1, 3, 4])
+def test_work_that_is_stopped_goes_on_and_ends_the_same(
+    method: str, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    monkeypatch.setattr(Checkpoint, "is_due", lambda self: True)
+    whole, halted, resumed = (build(method, backbone, changes(method, epochs=2)) for _ in range(3))
+    steps: list[int] = []
+    whole.fit(cloth(20, 0), seed=5)
+
+    def stop(done: int, total: int, what: str) -> None:
+        steps.append(done)
+        if len(steps) == moment:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        halted.fit(cloth(20, 0), seed=5, progress=stop, checkpoints=tmp_path)
+    resumed.fit(
+        cloth(20, 0), seed=5, progress=lambda done, total, what: steps.append(done), checkpoints=tmp_path
+    )
+    assert steps == sorted(steps)
+    assert len(steps) <= steps[-1] + 2, "steps were made twice"
+    assert content(resumed.state_dict()) == content(whole.state_dict())
+    assert getattr(resumed, "history_", None) == getattr(whole, "history_", None)
+
+
 # --- saving ---------------------------------------------------------------------------------------
 
 
@@ -221,8 +291,9 @@ def test_state_and_settings_make_the_same_detector(
     method: str, detector: Detector, backbone: Backbone
 ) -> None:
     settings = json.loads(json.dumps(settings_as_dict(detector)))
-    state = safetensors.torch.load(safetensors.torch.save(detector.state_dict()))
-    copy = METHODS[method].build(backbone, settings)
+    saved = {name: tensor.contiguous() for name, tensor in detector.state_dict().items()}
+    state = safetensors.torch.load(safetensors.torch.save(saved))
+    copy = build(method, backbone, settings)
     assert settings_as_dict(copy) == settings
     assert copy.taps == detector.taps
     copy.load_state_dict(state)
@@ -233,7 +304,7 @@ def test_state_and_settings_make_the_same_detector(
 def test_default_settings_survive_json(method: str) -> None:
     entry = METHODS[method]
     backbone = create_backbone("tiny", weights="random")
-    settings = json.loads(json.dumps(settings_as_dict(entry.build(backbone))))
+    settings = json.loads(json.dumps(settings_as_dict(build(method, backbone))))
     assert entry.configure(settings) == entry.settings
 
 
@@ -246,23 +317,22 @@ def test_an_unknown_setting_is_refused_with_the_known_ones(method: str) -> None:
 
 
 def test_values_of_another_type_are_refused(method: str, backbone: Backbone) -> None:
-    for name in settings_as_dict(METHODS[method].build(backbone)):
+    for name in settings_as_dict(build(method, backbone)):
         with pytest.raises(SettingsError, match=f"{name} is .*Set {name} to "):
             METHODS[method].configure({name: object()})
 
 
 def test_settings_within_settings_are_checked_too(method: str) -> None:
-    if not hasattr(METHODS[method].settings, "training"):
-        pytest.skip("fitted in one pass")
     configure = METHODS[method].configure
-    assert configure({"training": {"epochs": 7}}).training.epochs == 7
-    with pytest.raises(SettingsError, match=r"no setting 'epoch'\. Choose from: epochs"):
-        configure({"training": {"epoch": 7}})
-    for wrong in ("7", 7.5, True, None):
-        with pytest.raises(SettingsError, match=r"epochs is .*a value of type int"):
-            configure({"training": {"epochs": wrong}})
-    with pytest.raises(SettingsError, match=r"training is 7\. Set training"):
-        configure({"training": 7})
+    for name in schedules(method):
+        assert getattr(configure({name: {"epochs": 7}}), name).epochs == 7
+        with pytest.raises(SettingsError, match=r"no setting 'epoch'\. Choose from: epochs"):
+            configure({name: {"epoch": 7}})
+        for wrong in ("7", 7.5, True, None):
+            with pytest.raises(SettingsError, match=r"epochs is .*a value of type int"):
+                configure({name: {"epochs": wrong}})
+        with pytest.raises(SettingsError, match=rf"{name} is 7\. Set {name}"):
+            configure({name: 7})
 
 
 def test_a_method_says_what_it_is(method: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from continuad.datasets.demo import demo_task
+from continuad.datasets.demo import demo_task, write_mvtec
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -37,18 +37,25 @@ def factory(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_commands_and_code_run_in_order(factory: Path) -> None:
-    commands = [line for line in blocks("sh")[1].splitlines() if line]
-    assert all(command.startswith("continuad ") for command in commands)
-    for command in commands:
+def run_all(block: str, place: Path) -> list[str]:
+    """Run the commands of a block in a folder; returns what each printed."""
+    printed = []
+    for command in filter(None, block.splitlines()):
+        assert command.startswith("continuad ")
         words = shlex.split(command, comments=True)
         run = subprocess.run(
-            [sys.executable, "-m", *words], cwd=factory, capture_output=True, text=True, check=False
+            [sys.executable, "-m", *words], cwd=place, capture_output=True, text=True, check=False
         )
         assert run.returncode == 0, f"{command}\n{run.stdout}\n{run.stderr}"
+        printed.append(run.stdout)
+    return printed
+
+
+def test_commands_and_code_run_in_order(factory: Path) -> None:
+    *_, products = run_all(blocks("sh")[1], factory)
     assert len(list((factory / "out").rglob("*.png"))) == 2
-    assert "cap" in run.stdout
-    assert "bottle" in run.stdout
+    assert "cap" in products
+    assert "bottle" in products
 
     (code,) = blocks("python")
     run = subprocess.run(
@@ -57,6 +64,14 @@ def test_commands_and_code_run_in_order(factory: Path) -> None:
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("bottle ")
     assert "(64, 64)" in run.stdout
+
+
+def test_the_commands_about_methods_run(tmp_path: Path) -> None:
+    task = demo_task("flange", size=64, train=10, good=1, defective=1)
+    write_mvtec(task, tmp_path / "datasets" / "mvtec_ad" / "flange")
+    evaluation, costs = run_all(blocks("sh")[2], tmp_path)
+    assert "flange" in evaluation
+    assert all(method in costs for method in ("stfpm", "paste", "rd4ad", "destseg"))
 
 
 def test_make_targets_exist() -> None:

@@ -38,7 +38,9 @@ def run(
     weight: nn.Parameter, losses: Losses, *, seed: int = 0, count: int = 10, **values: Any
 ) -> list[dict[str, float]]:
     schedule = TrainingSettings(**{"epochs": 3, "batch_size": 4, **values})
-    return train([weight], losses, count=count, settings=schedule, seed=seed, progress=silent)
+    return train(
+        nn.ParameterList([weight]), losses, count=count, settings=schedule, seed=seed, progress=silent
+    )
 
 
 # --- the schedule ---------------------------------------------------------------------------------
@@ -80,7 +82,82 @@ def test_the_defaults_are_the_published_ones() -> None:
         final_learning_rate=0.001,
         momentum=0.0,
         weight_decay=0.0,
+        steps=0,
+        drop_last=False,
+        betas=(0.9, 0.999),
+        patience=0,
+        mixed_precision=False,
     )
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 8])
+def test_a_number_of_steps_is_kept_exactly(steps: int) -> None:
+    weight, seen = nn.Parameter(torch.zeros(())), list[list[int]]()
+
+    def losses(indices: Tensor, epoch: int) -> dict[str, Tensor]:
+        seen.append(indices.tolist())
+        return {"ramp": indices.double().mean() + 0 * weight}
+
+    history = run(weight, losses, steps=steps, min_steps=100)
+    assert len(seen) == steps  # of three an epoch
+    assert len(history) == math.ceil(steps / 3)
+    last = [image for batch in seen[3 * (len(history) - 1) :] for image in batch]
+    assert history[-1]["ramp"] == pytest.approx(sum(last) / len(last))
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(10, [4, 4]), (8, [4, 4]), (3, [3]), (5, [4])])
+def test_a_short_last_batch_can_be_left_out(count: int, sizes: list[int]) -> None:
+    weight, seen = nn.Parameter(torch.zeros(())), list[tuple[int, list[int]]]()
+    run(weight, parabola(weight, seen), count=count, drop_last=True)
+    assert [len(batch) for _, batch in seen] == 3 * sizes
+
+
+def test_parts_have_a_learning_rate_of_their_own_and_the_rest_has_none() -> None:
+    model = nn.ModuleList(nn.ParameterList([torch.zeros(())]) for _ in range(3))
+    fast, slow, still = (part[0] for part in model)  # type: ignore[index]
+    schedule = TrainingSettings(epochs=2, batch_size=10, learning_rate=1, final_learning_rate=0.5)
+    train(
+        model,
+        lambda indices, epoch: {"slope": fast + slow + still},
+        count=10,
+        settings=schedule,
+        seed=0,
+        learning_rates=[(model[0], 0.4), (model[1], 0.1)],
+    )
+    assert fast.item() == pytest.approx(-0.4 * (1 + 0.75))
+    assert slow.item() == pytest.approx(-0.1 * (1 + 0.75))
+    assert still.item() == 0
+
+
+def test_gradients_can_be_changed_before_the_step() -> None:
+    """A quadratic penalty, as of elastic weight consolidation: the minimum is the weighted mean."""
+    weight = nn.Parameter(torch.tensor(5.0))
+
+    def pull(model: nn.Module) -> None:
+        assert weight.grad is not None
+        weight.grad += 2 * 3 * (weight.detach() - 1)
+
+    schedule = TrainingSettings(epochs=200, batch_size=10, learning_rate=0.05, final_learning_rate=0.05)
+    model = nn.ParameterList([weight])
+    train(model, parabola(weight), count=10, settings=schedule, seed=0, on_gradients=pull)
+    assert weight.item() == pytest.approx((0 * 1 + 1 * 3) / 4, abs=1e-4)
+
+
+def test_mixed_precision_is_for_gpus() -> None:
+    def outcome(**values: Any) -> float:
+        layer = nn.Linear(4, 4, bias=False)
+        nn.init.eye_(layer.weight)
+        inputs = torch.linspace(0, 1, 40).reshape(10, 4)
+        train(
+            layer,
+            lambda indices, epoch: {"loss": layer(inputs[indices]).square().mean()},
+            count=10,
+            settings=TrainingSettings(epochs=1, **values),
+            seed=0,
+        )
+        return layer.weight.sum().item()
+
+    assert outcome(mixed_precision=True) == outcome()
 
 
 def test_adam_steps_by_the_learning_rate_whatever_the_slope() -> None:
@@ -104,7 +181,8 @@ def test_few_images_make_more_epochs(count: int, min_steps: int, epochs: int) ->
     weight = nn.Parameter(torch.zeros(()))
     history = run(weight, partial(sloped, weight, 1.0), count=count, min_steps=min_steps)
     assert len(history) == epochs  # of batches of four images
-    assert TrainingSettings(epochs=3, batch_size=4, min_steps=min_steps).epochs_for(count) == epochs
+    each, total = TrainingSettings(epochs=3, batch_size=4, min_steps=min_steps).steps_for(count)
+    assert (each, total) == (math.ceil(count / 4), epochs * each)
 
 
 def test_an_unknown_optimiser_is_refused() -> None:
@@ -169,7 +247,7 @@ def test_the_callers_random_state_is_left_alone() -> None:
 def test_progress_ticks_after_every_step() -> None:
     weight, ticks = nn.Parameter(torch.zeros(())), list[tuple[int, int, str]]()
     train(
-        [weight],
+        nn.ParameterList([weight]),
         parabola(weight),
         count=10,
         settings=TrainingSettings(epochs=2, batch_size=4),
@@ -188,7 +266,7 @@ def test_progress_may_stop_the_work() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         train(
-            [weight],
+            nn.ParameterList([weight]),
             parabola(weight, seen),
             count=10,
             settings=TrainingSettings(batch_size=4),
@@ -214,6 +292,18 @@ def test_divergence_by_the_very_last_step_is_an_error_too() -> None:
         run(weight, partial(sloped, weight, 1e30), epochs=1, batch_size=10, learning_rate=1e30)
 
 
+def test_a_single_value_has_no_spread_for_a_batch_norm() -> None:
+    norm = nn.BatchNorm1d(2)
+    with pytest.raises(SettingsError, match=r"single value .* Give more or larger images"):
+        train(
+            norm,
+            lambda indices, epoch: {"loss": norm(torch.ones(len(indices), 2)).sum()},
+            count=1,
+            settings=TrainingSettings(),
+            seed=0,
+        )
+
+
 @pytest.mark.parametrize("name", ["epochs", "batch_size", "learning_rate"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_settings_that_train_nothing_are_refused(name: str, value: int) -> None:
@@ -221,7 +311,21 @@ def test_settings_that_train_nothing_are_refused(name: str, value: int) -> None:
         TrainingSettings(**{name: value})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["min_steps", "final_learning_rate", "momentum", "weight_decay"])
+@pytest.mark.parametrize("betas", [(0.9,), (0.9, 1.0), (-0.1, 0.9), (0.5, math.nan)])
+def test_betas_that_do_not_average_are_refused(betas: tuple[float, ...]) -> None:
+    with pytest.raises(SettingsError, match=r"betas is .*two numbers"):
+        TrainingSettings(betas=betas)
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.5, math.nan])
+def test_holding_out_nothing_or_all_is_refused(share: float) -> None:
+    with pytest.raises(SettingsError, match=r"held_out is .*between 0 and 1"):
+        TrainingSettings(held_out=share)
+
+
+@pytest.mark.parametrize(
+    "name", ["min_steps", "steps", "patience", "final_learning_rate", "momentum", "weight_decay"]
+)
 def test_negative_settings_are_refused(name: str) -> None:
     with pytest.raises(SettingsError, match=rf"{name} is -0\.1\. Set {name} to 0 or more"):
         TrainingSettings(**{name: -0.1})  # type: ignore[arg-type]

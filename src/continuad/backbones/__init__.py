@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 # each architecture registers itself in BACKBONES when its module is imported; the first is the default
-from continuad.backbones import efficientnet_lite, mobilenet_v2, resnet, tiny  # noqa: F401
+from continuad.backbones import efficientnet_lite, mcunet, micronet, mobilenet_v2, phinet, resnet, tiny  # noqa: F401
 from continuad.backbones.base import BACKBONES, Backbone, Block
 from continuad.backbones.weights import checkpoint, fingerprint, load_weights
 from continuad.progress import Progress, silent

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -48,10 +49,13 @@ class Backbone(nn.Module):
     Attributes:
         name: what it is registered as.
         checkpoint_prefix: what public checkpoints put before the parameter names.
+        layer_groups: blocks that suit a method, by the name of the group; all backbones have "stfpm" and
+            "paste", those of the PaSTe paper also its "low", "mid" and "high".
     """
 
     name: ClassVar[str] = ""
     checkpoint_prefix: ClassVar[str] = ""
+    layer_groups: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
     mean: Tensor
     std: Tensor
 
@@ -62,6 +66,7 @@ class Backbone(nn.Module):
         self._steps: dict[str, Block] = {}
         self._missing: dict[str, int] = {}  # stride by block name
         self._missing_because = ""
+        self._is_student = False
 
     def set_blocks(self, blocks: Sequence[Block]) -> None:
         """State the blocks in order, draw He-normal convolutions and freeze everything.
@@ -75,9 +80,31 @@ class Backbone(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
-    def train(self, mode: bool = True) -> Backbone:  # noqa: ARG002
-        """Stay in eval mode: a frozen backbone never updates a batch-norm statistic."""
-        return super().train(False)
+    def train(self, mode: bool = True) -> Backbone:
+        """Stay in eval mode, unless this is a student: no frozen batch-norm statistic is ever updated."""
+        return super().train(mode and self._is_student)
+
+    def student(self, last: str, *, behind: str | None = None) -> Backbone:
+        """Return a new network of this architecture that can be trained, with random weights.
+
+        Its batch norms use the batch's statistics while it is in training mode, which it is not yet.
+
+        Args:
+            last: it ends with this block.
+            behind: it has no parameters up to and including this block, which it shares with its teacher:
+                call its `features` with `start`.
+
+        Raises:
+            SettingsError: there is no such block.
+        """
+        student = BACKBONES[self.name]()
+        student.truncate(last, "the student ends before")
+        if behind is not None:
+            for name in student._names(until=behind):
+                student._drop(name)
+        student._is_student = True
+        student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return student.requires_grad_(True)
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -124,14 +151,42 @@ class Backbone(nn.Module):
 
     def truncate(self, last: str, because: str) -> None:
         """Drop every block after `last` and its parameters; `because` tells whoever asks for them why."""
-        names = list(self._steps)
-        for name in names[names.index(self.block(last).name) + 1 :]:
-            block = self._steps.pop(name)
-            for path in block.modules:
-                parent, _, attribute = path.rpartition(".")
-                delattr(self.get_submodule(parent), attribute)
-            self._missing[name] = block.stride
+        kept = self._names(until=last)
+        for name in [name for name in self._steps if name not in kept]:
+            self._drop(name)
+            self._missing[name] = self._steps.pop(name).stride
         self._missing_because = because
+
+    def _names(self, *, until: str) -> list[str]:
+        """The names of the blocks up to and including `until`."""
+        names = list(self._steps)
+        return names[: names.index(self.block(until).name) + 1]
+
+    def _drop(self, name: str) -> None:
+        """Delete the parameters of a block."""
+        for path in self._steps[name].modules:
+            parent, _, attribute = path.rpartition(".")
+            delattr(self.get_submodule(parent), attribute)
+
+    def checkpoint_name(self, name: str) -> str:
+        """Return what public checkpoints call the parameter or module of this name."""
+        return f"{self.checkpoint_prefix}{name}"
+
+    def group(self, name: str) -> tuple[str, ...]:
+        """Return the blocks of a group in `layer_groups`.
+
+        Raises:
+            SettingsError: this backbone has no such group.
+        """
+        if name not in self.layer_groups:
+            known = ", ".join(self.layer_groups)
+            raise SettingsError(f"{self.name} has no group of layers {name!r}.", f"Choose from: {known}.")
+        return self.layer_groups[name]
+
+    def before(self, name: str) -> str | None:
+        """Return the block before this one; None before the first."""
+        names = self._names(until=name)
+        return names[-2] if len(names) > 1 else None
 
     def normalise(self, images: Tensor) -> Tensor:
         """Turn pixels on the 0..255 scale into what the first block expects (float32)."""
@@ -184,7 +239,7 @@ class Backbone(nn.Module):
     def parameter_bytes(self, last: str, *, include_buffers: bool) -> int:
         """Bytes of the parameters (and batch-norm buffers) of all blocks up to and including `last`."""
         total = 0
-        for name in list(self._steps)[: list(self._steps).index(self.block(last).name) + 1]:
+        for name in self._names(until=last):
             for attribute in self._steps[name].modules:
                 module = self.get_submodule(attribute)
                 tensors = [*module.parameters(), *(module.buffers() if include_buffers else ())]

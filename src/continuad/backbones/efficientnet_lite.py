@@ -5,6 +5,8 @@ Parameter names are those of the checkpoint in the `efficientnet-lite0-pytorch-m
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -83,6 +85,9 @@ class EfficientNetLite0(Backbone):
     """
 
     name = "efficientnet_lite0"
+    layer_groups = MappingProxyType(
+        {"stfpm": ("blocks.2", "blocks.4", "blocks.10"), "paste": ("blocks.4", "blocks.7", "blocks.10")}
+    )
 
     def __init__(self) -> None:
         super().__init__(mean=(127.0, 127.0, 127.0), std=(128.0, 128.0, 128.0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -71,6 +73,15 @@ class MobileNetV2(Backbone):
     name = "mobilenet_v2"
     checkpoint_prefix = (
         "features."  # not an attribute: `features` is what every backbone's main method is called
+    )
+    layer_groups = MappingProxyType(
+        {
+            "stfpm": ("features.3", "features.8", "features.14"),
+            "paste": ("features.7", "features.10", "features.14"),
+            "low": ("features.4", "features.7", "features.10"),
+            "mid": ("features.7", "features.10", "features.13"),
+            "high": ("features.10", "features.13", "features.16"),
+        }
     )
 
     def __init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -74,13 +75,16 @@ class WideBottleneck(Bottleneck):
 class ResNet(Backbone):
     """Blocks: `stem`, `layer1` .. `layer4` (strides 4, 8, 16, 32), `avgpool` (512 or 2048 features).
 
-    Args:
+    Attributes:
         residual: the kind of residual block.
         depths: residual blocks in each stage.
     """
 
+    layer_groups = MappingProxyType({"stfpm": ("layer1", "layer2", "layer3"), "paste": ("layer2", "layer3")})
+
     def __init__(self, residual: type[BasicBlock | Bottleneck], depths: tuple[int, int, int, int]) -> None:
         super().__init__(mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        self.residual, self.depths = residual, depths
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         blocks = [Block("stem", self._stem, 64, 4, ("conv1", "bn1"))]

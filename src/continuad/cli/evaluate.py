@@ -98,7 +98,7 @@ def evaluate(
     with (
         _kept_or_temporary(bank) as path,
         ProgressBar() as progress,
-        open_or_create(path, foundation, device=device, progress=progress) as inspector,
+        open_or_create(path, foundation, head=head, device=device, progress=progress) as inspector,
     ):
         reports = run(
             inspector,

@@ -55,7 +55,8 @@ def learn(
     """Learn a product from photos of good parts.
 
     At least 6 photos, better 50. The bank is created if there is none; backbone, weights, image size and
-    routing are settled then, for all of its products. Nothing is written until everything is learnt.
+    routing are settled then, for all of its products. The product appears when everything is learnt; a long
+    training that was interrupted goes on when the same command is given again.
     """
     try:
         from continuad.detectors import METHODS
@@ -65,7 +66,7 @@ def learn(
         foundation = Foundation(backbone, weights, image_size, routing)
         with (
             ProgressBar() as progress,
-            open_or_create(bank, foundation, device=device, progress=progress) as inspector,
+            open_or_create(bank, foundation, head=head, device=device, progress=progress) as inspector,
         ):
             product = inspector.learn(
                 name,
@@ -78,7 +79,9 @@ def learn(
                 progress=progress,
             )
     except KeyboardInterrupt as interrupt:
-        raise UserInterruptError(f"Nothing was learnt; {bank} is as it was.") from interrupt
+        saved = (bank / "unfinished").exists()
+        hope = "the same command goes on from its last checkpoint" if saved else f"{bank} is as it was"
+        raise UserInterruptError(f"Nothing was learnt; {hope}.") from interrupt
     say(
         f"Learnt {product.name!r} from {len(photos)} photos in {product.seconds:.1f} s: "
         f"{kib(product.bytes)} KiB, threshold {product.calibration.threshold:.4g}."

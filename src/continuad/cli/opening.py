@@ -35,14 +35,17 @@ class Foundation:
 
 @contextmanager
 def open_or_create(
-    path: Path, foundation: Foundation, *, device: str, progress: Progress
+    path: Path, foundation: Foundation, *, head: str, device: str, progress: Progress
 ) -> Iterator[Inspector]:
     """Give the bank, created if there is none; a new one that ends up without a product is removed again.
+
+    Where the user names no backbone, a new bank gets the one that the method `head` is named after.
 
     Raises:
         BankError: it cannot be opened, or was created on another foundation.
     """
     from continuad.continual import RoutingSettings
+    from continuad.detectors import METHODS
     from continuad.inspector import Inspector
 
     check_device(device)
@@ -53,7 +56,7 @@ def open_or_create(
         return
     inspector = Inspector.create(
         path,
-        backbone=foundation.backbone or DEFAULT_BACKBONE,
+        backbone=foundation.backbone or METHODS[head].backbone or DEFAULT_BACKBONE,
         weights=foundation.weights or "auto",
         image_size=foundation.image_size if foundation.image_size is not None else DEFAULT_IMAGE_SIZE,
         routing=RoutingSettings(foundation.routing) if foundation.routing else None,

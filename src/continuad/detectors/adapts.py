@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -132,14 +133,16 @@ class AdapTS(Detector):
         differences = self.differences(teacher, list(self.adapters))
         return smooth(fuse(differences, images.shape[-2:], self.settings.fusion), self.settings.smoothing)
 
-    def fit(self, images: Tensor, *, seed: int = 0, progress: Progress = silent) -> None:
-        """Train new adapters on normal images (N, 3, S, S) uint8; the last epoch counts."""
+    def fit(
+        self, images: Tensor, *, seed: int = 0, progress: Progress = silent, checkpoints: Path | None = None
+    ) -> None:
+        """Train new adapters on normal images (N, 3, S, S) uint8."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             adapters = self._new_adapters()
             head = SegmentationHead(sum(adapter.conv1.in_channels for adapter in adapters))
-        trained = nn.ModuleList(adapters).to(images.device).train()
-        head.to(images.device)
+        trained = nn.ModuleList(adapters)
+        model = nn.ModuleList([trained, head] if self.settings.segmentation else [trained]).to(images.device)
         clean = FrozenFeatures(self.backbone, self.taps, images.__getitem__)
         corrupted = self._corrupted(images, clean([0])[self.taps[0]].shape[-2:], seed)
 
@@ -153,12 +156,16 @@ class AdapTS(Detector):
                 terms["l1"] = l1_loss(logits, masks)
             return terms
 
-        parameters = [*trained.parameters(), *(head.parameters() if self.settings.segmentation else ())]
-        schedule = self.settings.training
         self.history_ = train(
-            parameters, losses, count=len(images), settings=schedule, seed=seed, progress=progress
+            model,
+            losses,
+            count=len(images),
+            settings=self.settings.training,
+            seed=seed,
+            progress=progress,
+            checkpoint=checkpoints and checkpoints / "adapters.safetensors",
         )
-        trained.eval().requires_grad_(False)
+        trained.requires_grad_(False)
         self.adapters = self._quantized(adapters, clean, len(images)) if self.settings.int8 else trained
 
     def _corrupted(self, images: Tensor, mask_size: Sequence[int], seed: int) -> CorruptedFeatures:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from continuad.backbones import Backbone
 from continuad.detectors.adapters import Adapter
 from continuad.detectors.adapts import AdapTS, AdapTSSettings
-from continuad.detectors.matching import smooth
-from continuad.detectors.quantization import QuantizedAdapter
+from continuad.detectors.costs import method_costs
 from continuad.metrics.costs import macs
 
 
@@ -30,8 +28,8 @@ class AdapTSCosts:
             every adapter `passes` times; the published code's figures come with `passes=2`.
         additional_bytes: adapters and prototypes.
         total_bytes: and the backbone up to the last adapter or the router's block, whichever is later.
-        macs: the backbone up to that block once, the student's own way from the first adapter to the last,
-            every adapter `passes` times, but the last one once, and the smoothing of the map.
+        macs: what the detector runs (`method_costs`), and the backbone's way on to the router's block where
+            that is later.
     """
 
     additional_bytes_paper: int
@@ -65,47 +63,32 @@ def adapts_costs(
         SettingsError: the backbone has no such block.
     """
     with torch.device("meta"):
-        taps = AdapTS(backbone, settings).taps
-    first, last = taps[0], taps[-1]
+        detector = AdapTS(backbone, settings)
+    detector.to_empty(device=backbone.mean.device)
+    one = method_costs(detector, image_size=image_size)
+    last = detector.taps[-1]
     furthest = backbone.order([last, router_tap])[-1]
-
-    kind, blocks = settings.adapter, [backbone.block(tap) for tap in taps]
-    adapters = products * sum(adapter_bytes(block.channels, kind, int8=settings.int8) for block in blocks)
+    adapters = products * (one.parameter_bytes + one.buffer_bytes)
     additional = adapters + products * prototype_bytes
 
+    blocks = [backbone.block(tap) for tap in detector.taps]
     sides = [-(-image_size // block.stride) if block.stride else 1 for block in blocks]
-    single = [adapter_macs(block.channels, kind, side**2) for block, side in zip(blocks, sides, strict=True)]
+    single = sum(
+        adapter_macs(block.channels, settings.adapter, side**2)
+        for block, side in zip(blocks, sides, strict=True)
+    )
     per_block = backbone.macs(image_size)
-    order = list(per_block)
-
-    def path(start: int, end: str) -> int:
-        return sum(per_block[name] for name in order[start : order.index(end) + 1])
-
+    names = list(per_block)
+    student = sum(per_block[name] for name in names[: names.index(last) + 1])
+    routing = sum(per_block[name] for name in names[names.index(last) + 1 : names.index(furthest) + 1])
     return AdapTSCosts(
         additional_bytes_paper=adapters,
         total_bytes_paper=adapters + backbone.parameter_bytes(last, include_buffers=True),
-        macs_paper=path(0, order[-1]) + path(0, last) + settings.passes * sum(single),
+        macs_paper=sum(per_block.values()) + student + settings.passes * single,
         additional_bytes=additional,
         total_bytes=additional + backbone.parameter_bytes(furthest, include_buffers=True),
-        macs=path(0, furthest)
-        + path(order.index(first) + 1, last)
-        + settings.passes * sum(single[:-1])
-        + single[-1]
-        + macs(lambda: smooth(torch.empty(1, image_size, image_size, device="meta"), settings.smoothing)),
+        macs=one.macs + routing,
     )
-
-
-def adapter_bytes(channels: int, kind: str, *, int8: bool) -> int:
-    """Bytes of one adapter: float parameters and batch-norm statistics, or its INT8 form.
-
-    INT8 is int8 weights and float32 biases, batch norms folded, and 40 bytes of scales and zero points.
-    Batch-norm step counters serve no inference and are not counted.
-    """
-    with torch.device("meta"):
-        adapter = Adapter(channels, kind)
-        held = QuantizedAdapter(channels, adapter.conv1.out_channels) if int8 else adapter
-    state: dict[str, Tensor] = held.state_dict()
-    return sum(tensor.nbytes for name, tensor in state.items() if not name.endswith("num_batches_tracked"))
 
 
 def adapter_macs(channels: int, kind: str, positions: int) -> int:

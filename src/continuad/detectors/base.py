@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
@@ -36,8 +37,18 @@ class Detector(nn.Module, ABC):
         return self._shared[0]
 
     @abstractmethod
-    def fit(self, images: Tensor, *, seed: int = 0, progress: Progress = silent) -> None:
-        """Learn from normal images (N, 3, S, S) uint8. The same images and seed give the same detector."""
+    def fit(
+        self, images: Tensor, *, seed: int = 0, progress: Progress = silent, checkpoints: Path | None = None
+    ) -> None:
+        """Learn from normal images. The same images and seed give the same detector.
+
+        Args:
+            images: (N, 3, S, S) uint8.
+            seed: of all that is random.
+            progress: told about long work.
+            checkpoints: a folder for unfinished training: the same call goes on with what it finds there. Of
+                no other call may it be the folder, and the caller removes it in the end.
+        """
 
     @abstractmethod
     def anomaly_maps(self, images: Tensor, features: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -65,17 +76,31 @@ class Detector(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class Method:
-    """A named way to build a detector: its class, its settings, and a line that says what it is.
+    """A named way to build a detector.
 
-    `detector` is called with a backbone and the settings; `settings` is a frozen dataclass.
+    Attributes:
+        summary: a line that says what it is.
+        detector: called with a backbone and the settings.
+        settings: a frozen dataclass.
+        backbone: the one that the method is named after and meant for; None for any.
     """
 
     summary: str
     detector: Any
     settings: Any
+    backbone: str | None = None
 
     def build(self, backbone: Backbone, changes: Mapping[str, Any] | None = None) -> Detector:
-        """Return an untrained detector; `changes` replaces single settings by name."""
+        """Return an untrained detector; `changes` replaces single settings by name.
+
+        Raises:
+            SettingsError: a setting does not fit, or the method is meant for another backbone.
+        """
+        if self.backbone not in (None, backbone.name):
+            raise SettingsError(
+                f"This method is for {self.backbone}, but the backbone is {backbone.name}.",
+                f"Use {self.backbone}, or a method for any backbone.",
+            )
         settings = self.configure(changes or {})
         with torch.random.fork_rng(devices=[]):  # the caller's random state stays untouched
             detector: Detector = self.detector(backbone, settings)

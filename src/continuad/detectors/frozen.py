@@ -36,10 +36,13 @@ class FrozenFeatures:
         """Return tap name to features (B, C, H, W) of these images."""
         found = {number: self._kept[number] for number in numbers if number in self._kept}
         absent = [number for number in dict.fromkeys(numbers) if number not in found]
-        for start in range(0, len(absent), BATCH):
-            chunk = absent[start : start + BATCH]
-            with torch.no_grad():
-                batch = torch.stack([self.image(number) for number in chunk])
+        # in a batch a convolution rounds by what else is in it, which depends on what is kept: a resumed
+        # training would differ; on a CPU, one by one takes no longer
+        size = 1 if self.backbone.mean.device.type == "cpu" else BATCH
+        for start in range(0, len(absent), size):
+            chunk = absent[start : start + size]
+            batch = torch.stack([self.image(number) for number in chunk])
+            with torch.no_grad(), torch.autocast(batch.device.type, enabled=False):  # kept in full precision
                 computed = self.backbone.features(batch, self.taps)
             for row, number in enumerate(chunk):
                 found[number] = {tap: computed[tap][row] for tap in self.taps}

@@ -12,12 +12,13 @@ from torch import Tensor
 Fusion = Literal["product", "sum"]
 
 
-def squared_differences(teacher: Tensor, student: Tensor) -> Tensor:
-    """Elementwise squared difference of the channel-normalised features (B, C, H, W).
+def squared_differences(teacher: Tensor, student: Tensor, *, dim: int = 1) -> Tensor:
+    """Elementwise squared difference of the features (B, C, H, W), normalised over the channels.
 
-    Summed over channels this is 2 (1 - cosine similarity), in [0, 4].
+    Summed over channels this is 2 (1 - cosine similarity), in [0, 4]. Another `dim` serves only to repeat a
+    defect of published code.
     """
-    return (F.normalize(teacher, dim=1) - F.normalize(student, dim=1)) ** 2
+    return (F.normalize(teacher, dim=dim) - F.normalize(student, dim=dim)) ** 2
 
 
 def alignment_loss(differences: Sequence[Tensor]) -> Tensor:
@@ -29,19 +30,23 @@ def alignment_loss(differences: Sequence[Tensor]) -> Tensor:
     return torch.stack([0.5 * d.sum() / (d.shape[-2] * d.shape[-1]) for d in differences]).sum()
 
 
-def fuse(differences: Sequence[Tensor], size: Sequence[int], fusion: Fusion) -> Tensor:
+def fuse(
+    differences: Sequence[Tensor], size: Sequence[int], fusion: Fusion, *, align_corners: bool = False
+) -> Tensor:
     """Sum each layer's differences over channels, upsample, and combine the layers.
 
     Args:
         differences: (B, C_l, H_l, W_l) for each layer.
         size: height and width of the result.
         fusion: "product" or "sum" over the layers.
+        align_corners: of the bilinear upsampling, as in PyTorch.
 
     Returns:
         (B, height, width).
     """
     layers = [d.sum(1, keepdim=True) for d in differences]
-    maps = torch.cat([F.interpolate(m, list(size), mode="bilinear", align_corners=False) for m in layers], 1)
+    upsampled = [F.interpolate(m, list(size), mode="bilinear", align_corners=align_corners) for m in layers]
+    maps = torch.cat(upsampled, 1)
     return maps.prod(1) if fusion == "product" else maps.sum(1)
 
 

@@ -4,6 +4,7 @@
       manifest.json             what there is, with a checksum over itself; replaced atomically
       backbone-<hash>.safetensors
       products/<name>-r<revision>.safetensors
+      unfinished/<name>-<key>/  checkpoints of a training that was interrupted, until its product is learnt
       .lock                     held for the moment of a write
 
 Readers need no lock: they read one manifest, and the files that it names never change. A file that no
@@ -16,7 +17,6 @@ import contextlib
 import glob
 import hashlib
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -30,6 +30,7 @@ import safetensors.torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from continuad.durable import sync_folder, write_whole
 from continuad.errors import BankError
 from continuad.inspector.product import Product, file_stem
 
@@ -132,6 +133,7 @@ class Bank:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._manifest_path = path / "manifest.json"
+        self._unfinished = path / "unfinished"
         self._stamp: tuple[int, int, int] | None = None
         self._manifest = self.manifest()
 
@@ -164,10 +166,10 @@ class Bank:
                 draft.chmod(0o755)
                 with FileLock(draft / ".lock"):
                     (draft / "products").mkdir()
-                    _write(draft / file, data)
-                    _write(draft / "manifest.json", manifest.to_json())
+                    write_whole(draft / file, data)
+                    write_whole(draft / "manifest.json", manifest.to_json())
                     draft.rename(path)
-                _sync_folder(path.parent)
+                sync_folder(path.parent)
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
         return cls(path)
@@ -246,12 +248,22 @@ class Bank:
         with self._locked() as manifest:
             _check_unchanged(manifest, product.name, expected)
             file = f"products/{file_stem(product.name)}-r{manifest.revision + 1}.safetensors"
-            _write(self.path / file, data)
+            write_whole(self.path / file, data)
             digest = hashlib.sha256(data).hexdigest()
             product = replace(product, file=file, bytes=len(data), sha256=digest)
             others = _without(manifest, product.name)
             self._commit(manifest, {**others, product.name: product})
+            self._drop_unfinished(product.name)
         return product
+
+    def unfinished(self, name: str, key: str) -> Path:
+        """Return the folder for checkpoints of one training; it goes when the product is put or removed.
+
+        Args:
+            name: of the product that is being learnt.
+            key: tells this training from others that would give another result.
+        """
+        return self._unfinished / f"{file_stem(name)}-{key}"
 
     def update(self, product: Product, *, expected: Product) -> None:
         """Change a product's entry without touching its file."""
@@ -264,21 +276,29 @@ class Bank:
         with self._locked() as manifest:
             _check_unchanged(manifest, product.name, product)
             self._commit(manifest, _without(manifest, product.name))
+            self._drop_unfinished(product.name)
 
     def discard_if_empty(self) -> None:
-        """Remove the whole bank, unless it holds a product by now.
+        """Remove the whole bank, unless it holds a product or unfinished work by now.
 
         It leaves its place in one step; what remains after a power cut is removed by the next `create` there.
         """
         with _writing(self.path), FileLock(self.path / ".lock", timeout=LOCK_SECONDS):
-            if not self.manifest().products:
+            if not self.manifest().products and not self._unfinished.exists():
                 draft = tempfile.mkdtemp(prefix=f".{self.path.name}-", suffix=DRAFT, dir=self.path.parent)
                 shutil.rmtree(self.path.rename(draft), ignore_errors=True)
 
     def _commit(self, manifest: Manifest, products: Mapping[str, Product]) -> None:
         """Replace the manifest; the lock is held."""
         manifest = replace(manifest, revision=manifest.revision + 1, products=products)
-        _write(self._manifest_path, manifest.to_json())
+        write_whole(self._manifest_path, manifest.to_json())
+
+    def _drop_unfinished(self, name: str) -> None:
+        """Remove a product's checkpoints; the lock is held."""
+        for folder in self._unfinished.glob(f"{file_stem(name)}-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # there is none, or it holds other products' work
+            self._unfinished.rmdir()
 
     def _sweep(self) -> None:
         """Remove what no manifest names, left by this writer or one that was killed; the lock is held.
@@ -326,28 +346,3 @@ def _writing(path: Path) -> Iterator[None]:
             f"{path} cannot be written: {error.strerror or error}.",
             "Check free space and permissions, and try again.",
         ) from error
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, and be sure that it is on the disk."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    """Make renames in a folder durable; a platform that cannot open folders has no need of it."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from continuad import __version__
 from continuad.backbones import checkpoint, create_backbone
 from continuad.continual import Inspection, RoutedHeads, RoutingSettings
 from continuad.continual.routing import distance_limit
@@ -139,8 +142,8 @@ class Inspector:
     ) -> Product:
         """Learn a product from normal images; other products are not touched.
 
-        A fifth of the images (at least 3) is held out of training and sets the threshold. Nothing is written
-        until everything is learnt.
+        A fifth of the images (at least 3) is held out of training and sets the threshold. The product appears
+        when everything is learnt. If a long training is interrupted, the same call goes on with it.
 
         Args:
             name: what to call it.
@@ -171,7 +174,9 @@ class Inspector:
         started = time.perf_counter()
         stack = self._tensor(load_stack(sources, self.image_size, progress=progress))
         kept, held = hold_out(range(len(stack)), max(HELD_OUT, MIN_HELD_OUT / len(stack)), seed=seed)
-        detector.fit(stack[kept], seed=seed, progress=progress)
+        key = self._training_key(head, detector, stack, seed)
+        checkpoints = self.bank.unfinished(name, key)
+        detector.fit(stack[kept], seed=seed, progress=progress, checkpoints=checkpoints)
         prototype = self._embed(stack[kept]).mean(0)
         scores = self._scores(detector, stack[held])
         product = Product(
@@ -191,6 +196,13 @@ class Inspector:
         )
         state = {**detector.state_dict(), "prototype": torch.from_numpy(prototype)}
         return self.bank.put(product, state, expected=existing)
+
+    def _training_key(self, head: str, detector: Detector, stack: Tensor, seed: int) -> str:
+        """Twelve hex digits that stand for all that a training's result depends on."""
+        facts = [__version__, head, settings_as_dict(detector), seed, self.bank.manifest().backbone["sha256"]]
+        digest = hashlib.sha256(json.dumps([*facts, list(stack.shape)]).encode())
+        digest.update(stack.cpu().numpy().data)
+        return digest.hexdigest()[:12]
 
     def forget(self, name: str) -> None:
         """Remove a product and its files; the others are not touched."""

@@ -1,4 +1,4 @@
-"""Metrics: numpy in, numbers out; `continuad.metrics.costs` stands apart because it needs torch."""
+"""Metrics: numpy in, numbers out; `costs` and `memory` stand apart because they need torch."""
 
 from __future__ import annotations
 

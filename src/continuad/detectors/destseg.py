@@ -1,0 +1,213 @@
+"""DeSTSeg: a student that denoises, and a segmentation network that reads its differences from the teacher.
+
+Zhang et al., "DeSTSeg: Segmentation Guided Denoising Student-Teacher for Anomaly Detection", CVPR 2023.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from continuad.backbones import Backbone
+from continuad.datasets.synthetic import PerlinAnomalies
+from continuad.datasets.textures import FolderTextures, ProceduralTextures
+from continuad.detectors.base import METHODS, Detector, Method
+from continuad.detectors.corrupted import CorruptedImages
+from continuad.detectors.destseg_networks import DenoisingStudent, SegmentationNetwork, similarities
+from continuad.detectors.frozen import FrozenFeatures
+from continuad.detectors.matching import alignment_loss, squared_differences
+from continuad.detectors.segmentation import focal_loss, l1_loss
+from continuad.detectors.training import TrainingSettings, train
+from continuad.errors import SettingsError
+from continuad.progress import Progress, silent
+
+STUDENT = TrainingSettings(
+    steps=1000,
+    batch_size=32,
+    drop_last=True,
+    learning_rate=0.4,
+    final_learning_rate=0.4,
+    momentum=0.9,
+    weight_decay=1e-4,
+)
+SEGMENTATION = replace(STUDENT, learning_rate=0.1, final_learning_rate=0.1)
+
+
+@dataclass(frozen=True)
+class DeSTSegSettings:
+    """How DeSTSeg is built and trained.
+
+    The defaults are those of the paper, with as many steps as the AdapTS paper grants it. The method
+    `destseg` differs from them in what `TUNED` says.
+
+    Attributes:
+        group: the backbone's group of layers to compare.
+        layers: blocks by name, instead of `group`.
+        width: channels of the segmentation network.
+        focal_gamma: of the focal loss.
+        textures: folder of texture images for synthetic anomalies; None draws textures by code.
+        variants: synthetic anomalies per image, drawn once, which the epochs take in turn; 0 draws a new one
+            in each epoch (paper).
+        top: an image's score is the mean of so many of its highest pixels.
+        student: the schedule of the student, which comes first.
+        segmentation: the schedule of the segmentation network, whose residual blocks have this learning rate.
+        head_learning_rate: of the rest of the segmentation network, with the same schedule.
+    """
+
+    group: str = "stfpm"
+    layers: tuple[str, ...] = ()
+    width: int = 256
+    focal_gamma: float = 4.0
+    textures: str | None = None
+    variants: int = 0
+    top: int = 100
+    student: TrainingSettings = field(default_factory=lambda: STUDENT)
+    segmentation: TrainingSettings = field(default_factory=lambda: SEGMENTATION)
+    head_learning_rate: float = 0.01
+
+    def __post_init__(self) -> None:
+        for name in ("width", "top", "head_learning_rate"):
+            if not getattr(self, name) > 0:  # NaN is not
+                raise SettingsError(f"{name} is {getattr(self, name)}.", f"Set {name} to more than 0.")
+        for name in ("focal_gamma", "variants"):
+            if not getattr(self, name) >= 0:
+                raise SettingsError(f"{name} is {getattr(self, name)}.", f"Set {name} to 0 or more.")
+
+
+class DeSTSeg(Detector):
+    """A student sees corrupted images and is to answer as the teacher does to the clean ones.
+
+    Where it fails to, on which channels and layers, tells a segmentation network what is anomalous.
+
+    Attributes:
+        student: the denoising encoder and decoder.
+        segmentation: the segmentation network.
+        history_: mean of each loss term per epoch, after `fit`; first the student's epochs.
+    """
+
+    def __init__(self, backbone: Backbone, settings: DeSTSegSettings) -> None:
+        super().__init__(backbone)
+        self.settings = settings
+        self.taps = backbone.order(settings.layers or backbone.group(settings.group))
+        self.student = self._new_student().requires_grad_(False)
+        self.segmentation = self._new_segmentation().requires_grad_(False)
+        self.history_: list[dict[str, float]] = []
+
+    def _new_student(self) -> DenoisingStudent:
+        return DenoisingStudent(self.backbone, self.taps).eval()
+
+    def _new_segmentation(self) -> SegmentationNetwork:
+        channels = sum(self.backbone.block(tap).channels for tap in self.taps)
+        return SegmentationNetwork(channels, self.settings.width).eval()
+
+    @torch.no_grad()
+    def anomaly_maps(self, images: Tensor, features: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Give the probability that a pixel is anomalous, (B, S, S)."""
+        teacher = self.teacher_features(images, features)
+        logits = self.segmentation(similarities(teacher, self.student(images)))
+        maps = F.interpolate(
+            logits.sigmoid()[:, None], images.shape[-2:], mode="bilinear", align_corners=False
+        )
+        return maps.squeeze(1)
+
+    def image_scores(self, maps: Tensor) -> Tensor:
+        """Reduce maps (B, S, S) to one score per image (B,): the mean of the `top` highest pixels."""
+        pixels = maps.flatten(1)
+        return pixels.topk(min(self.settings.top, pixels.shape[1])).values.mean(1)
+
+    def fit(
+        self, images: Tensor, *, seed: int = 0, progress: Progress = silent, checkpoints: Path | None = None
+    ) -> None:
+        """Train a new student, then a new segmentation network, on normal images (N, 3, S, S) uint8."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            student = self._new_student().to(images.device)
+            segmentation = self._new_segmentation().to(images.device)
+        clean = FrozenFeatures(self.backbone, self.taps, images.__getitem__)
+        folder = self.settings.textures
+        corrupted = CorruptedImages(
+            images,
+            PerlinAnomalies(FolderTextures(folder) if folder else ProceduralTextures()),
+            variants=self.settings.variants,
+            mask_size=clean([0])[self.taps[0]].shape[-2:],
+            seed=seed,
+        )
+
+        def student_losses(indices: Tensor, epoch: int) -> dict[str, Tensor]:
+            damaged, _ = corrupted(indices.tolist(), epoch)
+            denoised, teacher = student(damaged), clean(indices.tolist())
+            differences = [squared_differences(teacher[tap], denoised[tap]) for tap in self.taps]
+            return {"matching": alignment_loss(differences)}
+
+        def segmentation_losses(indices: Tensor, epoch: int) -> dict[str, Tensor]:
+            damaged, masks = corrupted(indices.tolist(), epoch)
+            with torch.no_grad():
+                compared = similarities(self.teacher_features(damaged, None), student(damaged))
+            logits = segmentation(compared)
+            return {
+                "focal": focal_loss(logits, masks, self.settings.focal_gamma),
+                "l1": l1_loss(logits, masks),
+            }
+
+        count = len(images)
+        first, second = (
+            schedule.steps_for(count)[1] for schedule in (self.settings.student, self.settings.segmentation)
+        )
+        history = train(
+            student,
+            student_losses,
+            count=count,
+            settings=self.settings.student,
+            seed=seed,
+            progress=_part(progress, 0, first, first + second),
+            checkpoint=checkpoints and checkpoints / "student.safetensors",
+        )
+        student.requires_grad_(False)
+        history += train(
+            segmentation,
+            segmentation_losses,
+            count=count,
+            settings=self.settings.segmentation,
+            seed=seed,
+            progress=_part(progress, first, second, first + second),
+            learning_rates=(
+                (segmentation.residual, self.settings.segmentation.learning_rate),
+                (segmentation.head, self.settings.head_learning_rate),
+            ),
+            checkpoint=checkpoints and checkpoints / "segmentation.safetensors",
+        )
+        self.student, self.segmentation = student, segmentation.requires_grad_(False)
+        self.history_ = history
+
+
+def _part(progress: Progress, before: int, steps: int, total: int) -> Progress:
+    """Report on a part of the work as `steps` of `total`, after those `before` it."""
+
+    def report(done: int, of: int, what: str, /) -> None:
+        progress(before + steps * done // of, total, what)
+
+    return report
+
+
+TUNED = DeSTSegSettings(
+    width=64,
+    variants=4,
+    student=replace(STUDENT, steps=200, batch_size=8),
+    segmentation=replace(SEGMENTATION, steps=200, batch_size=8),
+)
+"""As many steps as two cores can bear, and a segmentation network of a sixteenth of the published work."""
+
+METHODS.register("destseg")(
+    Method("DeSTSeg: a denoising student and a segmentation network, for a CPU.", DeSTSeg, TUNED)
+)
+METHODS.register("destseg-resnet18")(
+    Method("DeSTSeg on resnet18.", DeSTSeg, DeSTSegSettings(), backbone="resnet18")
+)
+METHODS.register("destseg-wrn50")(
+    Method("DeSTSeg as AdapTS is compared with it.", DeSTSeg, DeSTSegSettings(), backbone="wide_resnet50_2")
+)

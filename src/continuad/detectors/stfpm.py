@@ -1,0 +1,178 @@
+"""STFPM and PaSTe: a student learns a teacher's features of normal images, and fails at anything else.
+
+Wang et al., "Student-Teacher Feature Pyramid Matching for Anomaly Detection", BMVC 2021; PaSTe, whose student
+shares the teacher's first blocks, is the same class with `shares_prefix`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from continuad.backbones import Backbone
+from continuad.detectors.base import METHODS, Detector, Method
+from continuad.detectors.frozen import FrozenFeatures
+from continuad.detectors.matching import Fusion, alignment_loss, fuse, smooth, squared_differences
+from continuad.detectors.training import TrainingSettings, train
+from continuad.errors import SettingsError
+from continuad.progress import Progress, silent
+
+THESIS = TrainingSettings(
+    epochs=10,
+    batch_size=8,
+    drop_last=True,
+    learning_rate=0.4,
+    final_learning_rate=0.4,
+    momentum=0.9,
+    weight_decay=1e-4,
+)
+
+
+@dataclass(frozen=True)
+class STFPMSettings:
+    """How STFPM and PaSTe are built and trained; the defaults are those of the thesis for STFPM.
+
+    Attributes:
+        group: the backbone's group of layers to match.
+        layers: blocks by name, instead of `group`.
+        shares_prefix: the student begins behind the block before the first layer; what comes before is the
+            teacher's own (PaSTe).
+        reduction: of the squared distances over a batch: "sum", halved (thesis), or "mean" (STFPM, and the
+            baseline of AdapTS); the learning rate belongs to it.
+        fusion: how the layers' maps are combined.
+        smoothing: standard deviation in pixels of a Gaussian over the fused map; 0 for none (thesis).
+        norm_axis: what features are normalised over for anomaly maps; "height" repeats a defect of published
+            code, to see what it does to results.
+        training: the schedule.
+    """
+
+    group: str = "stfpm"
+    layers: tuple[str, ...] = ()
+    shares_prefix: bool = False
+    reduction: Literal["sum", "mean"] = "sum"
+    fusion: Fusion = "product"
+    smoothing: float = 0.0
+    norm_axis: Literal["channels", "height"] = "channels"
+    training: TrainingSettings = field(default_factory=lambda: THESIS)
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("reduction", ("sum", "mean")),
+            ("fusion", ("product", "sum")),
+            ("norm_axis", ("channels", "height")),
+        ):
+            if getattr(self, name) not in choices:
+                known = " or ".join(map(repr, choices))
+                raise SettingsError(f"{name} is {getattr(self, name)!r}.", f"Set it to {known}.")
+        if not self.smoothing >= 0:
+            raise SettingsError(f"smoothing is {self.smoothing}.", "Set smoothing to 0 or more.")
+
+
+class STFPM(Detector):
+    """A student of the backbone's own architecture that matches some of its blocks.
+
+    Attributes:
+        layers: the blocks that are matched.
+        split: the last block that the student shares with the teacher; None where it shares none.
+        student: the blocks behind the split, up to the last layer.
+        history_: mean of each loss term per epoch, after `fit`.
+    """
+
+    def __init__(self, backbone: Backbone, settings: STFPMSettings) -> None:
+        super().__init__(backbone)
+        self.settings = settings
+        self.layers = backbone.order(settings.layers or backbone.group(settings.group))
+        self.split = backbone.before(self.layers[0]) if settings.shares_prefix else None
+        if settings.shares_prefix and self.split is None:
+            raise SettingsError(
+                f"There is nothing to share before {self.layers[0]!r}.", "Choose later layers."
+            )
+        self.taps = backbone.order(self.layers if self.split is None else [self.split, *self.layers])
+        self.student = self._new_student().eval().requires_grad_(False)
+        self.history_: list[dict[str, float]] = []
+
+    def _new_student(self) -> Backbone:
+        return self.backbone.student(self.layers[-1], behind=self.split)
+
+    def differences(
+        self, student: Backbone, images: Tensor, teacher: Mapping[str, Tensor], *, dim: int = 1
+    ) -> list[Tensor]:
+        """Squared differences between teacher and student, (B, C_l, H_l, W_l) for each layer.
+
+        Args:
+            student: the network.
+            images: (B, 3, S, S) uint8; a student that shares a prefix does not look at them.
+            teacher: the backbone's outputs at `taps`.
+            dim: what features are normalised over.
+        """
+        x = images if self.split is None else teacher[self.split]
+        features = student.features(x, self.layers, start=self.split)
+        return [squared_differences(teacher[layer], features[layer], dim=dim) for layer in self.layers]
+
+    @torch.no_grad()
+    def anomaly_maps(self, images: Tensor, features: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Fuse the differences of all layers into maps (B, S, S)."""
+        teacher = self.teacher_features(images, features)
+        dim = 1 if self.settings.norm_axis == "channels" else 2
+        differences = self.differences(self.student, images, teacher, dim=dim)
+        return smooth(fuse(differences, images.shape[-2:], self.settings.fusion), self.settings.smoothing)
+
+    def fit(
+        self, images: Tensor, *, seed: int = 0, progress: Progress = silent, checkpoints: Path | None = None
+    ) -> None:
+        """Train a new student on normal images (N, 3, S, S) uint8."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            student = self._new_student().to(images.device)
+        teacher = FrozenFeatures(self.backbone, self.taps, images.__getitem__)
+
+        def losses(indices: Tensor, epoch: int) -> dict[str, Tensor]:  # noqa: ARG001
+            differences = self.differences(student, images[indices], teacher(indices.tolist()))
+            loss = alignment_loss(differences)
+            return {"matching": loss if self.settings.reduction == "sum" else 2 * loss / len(indices)}
+
+        self.history_ = train(
+            student,
+            losses,
+            count=len(images),
+            settings=self.settings.training,
+            seed=seed,
+            progress=progress,
+            checkpoint=checkpoints and checkpoints / "student.safetensors",
+        )
+        self.student = student.requires_grad_(False)
+
+
+PASTE = STFPMSettings(group="paste", shares_prefix=True)
+BASELINE = STFPMSettings(
+    reduction="mean", training=replace(THESIS, epochs=30, batch_size=32, momentum=0.0, weight_decay=0.0)
+)
+MICRONET = replace(THESIS, learning_rate=0.04, final_learning_rate=0.04)
+
+METHODS.register("stfpm")(
+    Method("STFPM: a student matches three layers of the backbone.", STFPM, STFPMSettings())
+)
+METHODS.register("paste")(Method("PaSTe: STFPM whose student shares the first blocks.", STFPM, PASTE))
+METHODS.register("stfpm-wrn50")(
+    Method("STFPM as AdapTS is compared with it.", STFPM, BASELINE, backbone="wide_resnet50_2")
+)
+for _short, _name in {
+    "resnet18": "resnet18",
+    "mobilenetv2": "mobilenet_v2",
+    "mcunet": "mcunet_in3",
+    "phinet": "phinet",
+    "micronet": "micronet_m1",
+}.items():
+    _training = MICRONET if _short == "micronet" else THESIS
+    METHODS.register(f"stfpm-{_short}")(
+        Method(f"STFPM on {_name}.", STFPM, STFPMSettings(training=_training), backbone=_name)
+    )
+    if _short != "resnet18":
+        METHODS.register(f"paste-{_short}")(
+            Method(f"PaSTe on {_name}.", STFPM, replace(PASTE, training=_training), backbone=_name)
+        )
