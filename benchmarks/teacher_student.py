@@ -53,8 +53,10 @@ RUNS = {
         for short, backbone in (("mobilenetv2", "mobilenet_v2"), ("mcunet4", "mcunet_in4"))
         for method in ("paste", "stfpm")
     },
-    "rd4ad-resnet18": Run("rd4ad", "resnet18"),
-    "destseg-resnet18": Run("destseg", "resnet18"),
+    "rd4ad-resnet18": Run("rd4ad", "resnet18", {"training": {"steps": 200}}),
+    "destseg-resnet18": Run(
+        "destseg", "resnet18", {"student": {"steps": 100}, "segmentation": {"steps": 100}}
+    ),
     **{
         f"{method}-{short}": Run(method, backbone)
         for short, backbone in (

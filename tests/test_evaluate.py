@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,6 +17,8 @@ from continuad.bench import ProductReport, evaluate, mean_report
 from continuad.bench.evaluate import learn_tasks, measure
 from continuad.datasets import Sample, Task
 from continuad.datasets.demo import demo_tasks
+from continuad.detectors import METHODS
+from continuad.detectors.checkpoint import Checkpoint
 from continuad.errors import BankError, ProductError, SettingsError
 from continuad.inspector import Inspector, Product, Verdict
 from continuad.metrics import ImageScores, PixelScores, binomial_interval
@@ -204,6 +206,34 @@ def test_an_interrupted_evaluation_resumes(
     assert timeless(resumed) == timeless(straight)
     assert [report.product for report in straight] == ["cap", "wood", "flange"]
     assert all(report.ms_per_image > 0 and report.learn_seconds > 0 for report in straight)
+
+
+@pytest.mark.parametrize("method", [name for name, each in METHODS.items() if each.backbone is None])
+def test_any_method_can_be_evaluated_and_goes_on_within_a_training(
+    tmp_path: Path, tasks: list[Task], method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Checkpoint, "is_due", lambda self: True)
+    defaults = METHODS[method].settings
+    plans = [each.name for each in fields(defaults) if hasattr(getattr(defaults, each.name), "batch_size")]
+    settings: dict[str, Any] = {key: {"steps": 3, "batch_size": 4} for key in plans}
+    if hasattr(defaults, "width"):
+        settings["width"] = 8
+    steps: list[tuple[str, int]] = []
+
+    def halt(done: int, total: int, what: str) -> None:
+        if what.endswith("training"):
+            steps.append((what, done))
+            if len(steps) == 2:
+                raise KeyboardInterrupt
+
+    inspector = bank(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(inspector, tasks[:2], head=method, settings=settings, progress=halt)
+    reports = evaluate(inspector, tasks[:2], head=method, settings=settings, progress=halt)
+    assert [report.method for report in reports] == [method] * 2
+    assert all(0 <= report.image.i_auroc <= 1 for report in reports)
+    numbers = range(1, 3 * len(plans) + 1)
+    assert steps == [(f"{task.name}: training", n) for task in tasks[:2] for n in numbers]
 
 
 def test_the_report_agrees_with_the_inspector(tmp_path: Path, tasks: list[Task]) -> None:

@@ -47,7 +47,7 @@ BackboneOption = Annotated[
     typer.Option(
         "--backbone",
         metavar="NAME",
-        show_default=DEFAULT_BACKBONE,
+        show_default=f"the method's own, if it has one, or {DEFAULT_BACKBONE}",
         help="The frozen network; see 'continuad methods'.",
     ),
 ]
