@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from continuad.backbones import BACKBONES, Backbone, create_backbone
 from continuad.datasets.synthetic import PerlinAnomalies
 from continuad.datasets.textures import FolderTextures
-from continuad.detectors import METHODS, destseg
+from continuad.detectors import METHODS, trained
 from continuad.detectors.checkpoint import Checkpoint
 from continuad.detectors.corrupted import CorruptedFeatures, CorruptedImages
 from continuad.detectors.destseg import DeSTSeg, DeSTSegSettings
@@ -282,7 +282,7 @@ def phases(
         made.append(Phase(model.eval(), losses, options["settings"], options.get("learning_rates")))
         return []
 
-    monkeypatch.setattr(destseg, "train", record)
+    monkeypatch.setattr(trained, "train", record)
     DeSTSeg(backbone, settings).fit(images, seed=3)
     first, second = made
     return first, second
@@ -471,7 +471,7 @@ def test_the_student_is_finished_before_the_segmentation_network_begins(
         finished.append(content(model))
         return history
 
-    monkeypatch.setattr(destseg, "train", watched)
+    monkeypatch.setattr(trained, "train", watched)
     detector = learn(backbone)
     assert finished == [content(detector.student), content(detector.segmentation)]
     assert not any(module.training for module in detector.student.modules())

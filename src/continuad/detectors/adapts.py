@@ -6,9 +6,8 @@ Detection", arXiv 2603.17530.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -18,15 +17,15 @@ from continuad.backbones import Backbone
 from continuad.datasets.synthetic import PerlinAnomalies
 from continuad.datasets.textures import FolderTextures, ProceduralTextures
 from continuad.detectors.adapters import Adapter
-from continuad.detectors.base import METHODS, Detector, Method
+from continuad.detectors.base import METHODS, Method
 from continuad.detectors.corrupted import CorruptedFeatures
 from continuad.detectors.frozen import BATCH, FrozenFeatures
 from continuad.detectors.matching import Fusion, alignment_loss, fuse, smooth, squared_differences
 from continuad.detectors.quantization import AdapterObserver, QuantizedAdapter
 from continuad.detectors.segmentation import SegmentationHead, focal_loss, l1_loss
-from continuad.detectors.training import TrainingSettings, train
+from continuad.detectors.trained import Phase, TrainedDetector
+from continuad.detectors.training import TrainingSettings
 from continuad.errors import SettingsError
-from continuad.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -80,12 +79,11 @@ class AdapTSSettings:
                 raise SettingsError(f"{name} is {getattr(self, name)}.", f"Set {name} to 0 or more.")
 
 
-class AdapTS(Detector):
+class AdapTS(TrainedDetector):
     """Adapters behind some blocks of the backbone, trained to leave normal features as they are.
 
     Attributes:
         adapters: one per tap; `Adapter`, or `QuantizedAdapter` where the settings say int8.
-        history_: mean of each loss term per epoch, after `fit`.
     """
 
     def __init__(self, backbone: Backbone, settings: AdapTSSettings) -> None:
@@ -101,7 +99,6 @@ class AdapTS(Detector):
                 QuantizedAdapter(a.conv1.in_channels, a.conv1.out_channels) for a in self._new_adapters()
             ]
         self.adapters = nn.ModuleList(adapters).eval().requires_grad_(False)
-        self.history_: list[dict[str, float]] = []
 
     def _new_adapters(self) -> list[Adapter]:
         return [Adapter(self.backbone.block(tap).channels, self.settings.adapter) for tap in self.taps]
@@ -133,14 +130,10 @@ class AdapTS(Detector):
         differences = self.differences(teacher, list(self.adapters))
         return smooth(fuse(differences, images.shape[-2:], self.settings.fusion), self.settings.smoothing)
 
-    def fit(
-        self, images: Tensor, *, seed: int = 0, progress: Progress = silent, checkpoints: Path | None = None
-    ) -> None:
-        """Train new adapters on normal images (N, 3, S, S) uint8."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            adapters = self._new_adapters()
-            head = SegmentationHead(sum(adapter.conv1.in_channels for adapter in adapters))
+    def phases(self, images: Tensor, seed: int) -> Iterator[Phase]:
+        """Train new adapters, and a segmentation head that is dropped."""
+        adapters = self._new_adapters()
+        head = SegmentationHead(sum(adapter.conv1.in_channels for adapter in adapters))
         trained = nn.ModuleList(adapters)
         model = nn.ModuleList([trained, head] if self.settings.segmentation else [trained]).to(images.device)
         clean = FrozenFeatures(self.backbone, self.taps, images.__getitem__)
@@ -156,15 +149,7 @@ class AdapTS(Detector):
                 terms["l1"] = l1_loss(logits, masks)
             return terms
 
-        self.history_ = train(
-            model,
-            losses,
-            count=len(images),
-            settings=self.settings.training,
-            seed=seed,
-            progress=progress,
-            checkpoint=checkpoints and checkpoints / "adapters.safetensors",
-        )
+        yield Phase("adapters", model, losses, self.settings.training)
         trained.requires_grad_(False)
         self.adapters = self._quantized(adapters, clean, len(images)) if self.settings.int8 else trained
 

@@ -23,9 +23,14 @@ class Detector(nn.Module, ABC):
     """The base of all methods.
 
     The backbone is shared, frozen, and not part of the detector's state: `state_dict` holds what was learnt.
+
+    Attributes:
+        taps: the blocks whose features it wants.
+        settings: a frozen dataclass.
     """
 
     taps: tuple[str, ...]
+    settings: Any
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -155,7 +160,7 @@ def _described(hint: Any) -> str:
 
 def settings_as_dict(detector: Detector) -> dict[str, Any]:
     """The settings of a detector as plain values, enough to build it again with `Method.build`."""
-    values: dict[str, Any] = json.loads(json.dumps(asdict(detector.settings)))  # type: ignore[call-overload]
+    values: dict[str, Any] = json.loads(json.dumps(asdict(detector.settings)))
     return values
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from continuad.detectors.base import Detector
-from continuad.detectors.training import TrainingSettings
+from continuad.detectors.trained import schedules
 from continuad.errors import ContinuadError
 from continuad.metrics.costs import Macs, macs, macs_by_pass, state_bytes
 from continuad.metrics.memory import peak_bytes
@@ -87,8 +87,8 @@ def method_costs(
         total_bytes=frozen + statistics + own.total,
         macs=macs(lambda: detector.anomaly_maps(image)),
     )
-    schedules = _schedules(detector)
-    if training and schedules:
+    planned = schedules(detector.settings)
+    if training and planned:
         first, both = (macs_by_pass(_training(detector, image, steps=steps)) for steps in (1, 2))
         later = Macs(both.forward - first.forward, both.backward - first.backward)
         costs = replace(
@@ -101,8 +101,8 @@ def method_costs(
     if peaks:
         detector.anomaly_maps(image)  # libraries set up what they keep
         costs = replace(costs, inspection_peak_bytes=peak_bytes(lambda: detector.anomaly_maps(image), device))
-    if peaks and schedules:
-        batch = _noise(max(each.batch_size for each in schedules.values()), image_size, device)
+    if peaks and planned:
+        batch = _noise(max(each.batch_size for each in planned.values()), image_size, device)
         costs = replace(costs, training_peak_bytes=peak_bytes(_training(detector, batch, steps=1), device))
     return costs
 
@@ -114,21 +114,14 @@ def _noise(count: int, size: int, device: torch.device) -> Tensor:
     return torch.randint(256, shape, generator=generator, dtype=torch.uint8, device="cpu").to(device)
 
 
-def _schedules(detector: Detector) -> dict[str, TrainingSettings]:
-    """The trainings that a method consists of, by the names of their settings."""
-    settings: Any = detector.settings
-    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
-    return {name: value for name, value in values.items() if isinstance(value, TrainingSettings)}
-
-
 def _training(detector: Detector, images: Tensor, *, steps: int) -> Callable[[], None]:
     """A training of so many steps of a new detector of the same method and settings."""
     shortened = {
         # the rates, which cost nothing, are so low that random weights cannot diverge
         name: replace(each, steps=steps, patience=0, learning_rate=1e-6, final_learning_rate=0.0)
-        for name, each in _schedules(detector).items()
+        for name, each in schedules(detector.settings).items()
     }
-    settings: Any = replace(detector.settings, **shortened)  # type: ignore[type-var]
+    settings: Any = replace(detector.settings, **shortened)
     build: Any = type(detector)
     with torch.random.fork_rng(devices=[]):
         new: Detector = build(detector.backbone, settings).to(images.device)

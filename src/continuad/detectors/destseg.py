@@ -5,9 +5,8 @@ Zhang et al., "DeSTSeg: Segmentation Guided Denoising Student-Teacher for Anomal
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -16,15 +15,15 @@ from torch import Tensor
 from continuad.backbones import Backbone
 from continuad.datasets.synthetic import PerlinAnomalies
 from continuad.datasets.textures import FolderTextures, ProceduralTextures
-from continuad.detectors.base import METHODS, Detector, Method
+from continuad.detectors.base import METHODS, Method
 from continuad.detectors.corrupted import CorruptedImages
 from continuad.detectors.destseg_networks import DenoisingStudent, SegmentationNetwork, similarities
 from continuad.detectors.frozen import FrozenFeatures
 from continuad.detectors.matching import alignment_loss, squared_differences
 from continuad.detectors.segmentation import focal_loss, l1_loss
-from continuad.detectors.training import TrainingSettings, train
+from continuad.detectors.trained import Phase, TrainedDetector
+from continuad.detectors.training import TrainingSettings
 from continuad.errors import SettingsError
-from continuad.progress import Progress, silent
 
 STUDENT = TrainingSettings(
     steps=1000,
@@ -79,7 +78,7 @@ class DeSTSegSettings:
                 raise SettingsError(f"{name} is {getattr(self, name)}.", f"Set {name} to 0 or more.")
 
 
-class DeSTSeg(Detector):
+class DeSTSeg(TrainedDetector):
     """A student sees corrupted images and is to answer as the teacher does to the clean ones.
 
     Where it fails to, on which channels and layers, tells a segmentation network what is anomalous.
@@ -87,7 +86,6 @@ class DeSTSeg(Detector):
     Attributes:
         student: the denoising encoder and decoder.
         segmentation: the segmentation network.
-        history_: mean of each loss term per epoch, after `fit`; first the student's epochs.
     """
 
     def __init__(self, backbone: Backbone, settings: DeSTSegSettings) -> None:
@@ -96,7 +94,6 @@ class DeSTSeg(Detector):
         self.taps = backbone.order(settings.layers or backbone.group(settings.group))
         self.student = self._new_student().requires_grad_(False)
         self.segmentation = self._new_segmentation().requires_grad_(False)
-        self.history_: list[dict[str, float]] = []
 
     def _new_student(self) -> DenoisingStudent:
         return DenoisingStudent(self.backbone, self.taps).eval()
@@ -120,14 +117,10 @@ class DeSTSeg(Detector):
         pixels = maps.flatten(1)
         return pixels.topk(min(self.settings.top, pixels.shape[1])).values.mean(1)
 
-    def fit(
-        self, images: Tensor, *, seed: int = 0, progress: Progress = silent, checkpoints: Path | None = None
-    ) -> None:
-        """Train a new student, then a new segmentation network, on normal images (N, 3, S, S) uint8."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            student = self._new_student().to(images.device)
-            segmentation = self._new_segmentation().to(images.device)
+    def phases(self, images: Tensor, seed: int) -> Iterator[Phase]:
+        """Train a new student, then a new segmentation network."""
+        student = self._new_student().to(images.device)
+        segmentation = self._new_segmentation().to(images.device)
         clean = FrozenFeatures(self.backbone, self.taps, images.__getitem__)
         folder = self.settings.textures
         corrupted = CorruptedImages(
@@ -154,44 +147,20 @@ class DeSTSeg(Detector):
                 "l1": l1_loss(logits, masks),
             }
 
-        count = len(images)
-        first, second = (
-            schedule.steps_for(count)[1] for schedule in (self.settings.student, self.settings.segmentation)
-        )
-        history = train(
-            student,
-            student_losses,
-            count=count,
-            settings=self.settings.student,
-            seed=seed,
-            progress=_part(progress, 0, first, first + second),
-            checkpoint=checkpoints and checkpoints / "student.safetensors",
-        )
-        student.requires_grad_(False)
-        history += train(
+        yield Phase("student", student, student_losses, self.settings.student)
+        schedule = self.settings.segmentation
+        yield Phase(
+            "segmentation",
             segmentation,
             segmentation_losses,
-            count=count,
-            settings=self.settings.segmentation,
-            seed=seed,
-            progress=_part(progress, first, second, first + second),
+            schedule,
             learning_rates=(
-                (segmentation.residual, self.settings.segmentation.learning_rate),
+                (segmentation.residual, schedule.learning_rate),
                 (segmentation.head, self.settings.head_learning_rate),
             ),
-            checkpoint=checkpoints and checkpoints / "segmentation.safetensors",
         )
-        self.student, self.segmentation = student, segmentation.requires_grad_(False)
-        self.history_ = history
-
-
-def _part(progress: Progress, before: int, steps: int, total: int) -> Progress:
-    """Report on a part of the work as `steps` of `total`, after those `before` it."""
-
-    def report(done: int, of: int, what: str, /) -> None:
-        progress(before + steps * done // of, total, what)
-
-    return report
+        self.student = student.requires_grad_(False)
+        self.segmentation = segmentation.requires_grad_(False)
 
 
 TUNED = DeSTSegSettings(

@@ -5,22 +5,21 @@ Deng and Li, "Anomaly Detection via Reverse Distillation from One-Class Embeddin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from continuad.backbones import Backbone
-from continuad.detectors.base import METHODS, Detector, Method
+from continuad.detectors.base import METHODS, Method
 from continuad.detectors.frozen import FrozenFeatures
 from continuad.detectors.matching import fuse, smooth, squared_differences
 from continuad.detectors.reverse import ReverseNetwork
-from continuad.detectors.training import TrainingSettings, train
+from continuad.detectors.trained import Phase, TrainedDetector
+from continuad.detectors.training import TrainingSettings
 from continuad.errors import SettingsError
-from continuad.progress import Progress, silent
 
 PUBLISHED = TrainingSettings(
     epochs=200,
@@ -54,12 +53,11 @@ class RD4ADSettings:
             raise SettingsError(f"smoothing is {self.smoothing}.", "Set smoothing to 0 or more.")
 
 
-class RD4AD(Detector):
+class RD4AD(TrainedDetector):
     """A bottleneck and a decoder behind the backbone, trained to give its features back.
 
     Attributes:
         network: the bottleneck and the decoder.
-        history_: mean of the loss per epoch, after `fit`.
     """
 
     def __init__(self, backbone: Backbone, settings: RD4ADSettings) -> None:
@@ -67,7 +65,6 @@ class RD4AD(Detector):
         self.settings = settings
         self.taps = backbone.order(settings.layers or backbone.group(settings.group))
         self.network = self._new_network().eval().requires_grad_(False)
-        self.history_: list[dict[str, float]] = []
 
     def _new_network(self) -> ReverseNetwork:
         return ReverseNetwork(self.backbone, self.taps)
@@ -82,10 +79,8 @@ class RD4AD(Detector):
         maps = 0.5 * fuse(differences, images.shape[-2:], "sum", align_corners=True)  # halved: 1 - cos
         return smooth(maps, self.settings.smoothing)
 
-    def fit(
-        self, images: Tensor, *, seed: int = 0, progress: Progress = silent, checkpoints: Path | None = None
-    ) -> None:
-        """Train a new bottleneck and decoder on normal images (N, 3, S, S) uint8.
+    def phases(self, images: Tensor, seed: int) -> Iterator[Phase]:  # noqa: ARG002
+        """Train a new bottleneck and decoder.
 
         Raises:
             SettingsError: the images are so small that of one the embedding is a single position, whose
@@ -97,9 +92,7 @@ class RD4AD(Detector):
                 f"RD4AD embeds images of {size} pixels in a single position, behind {self.taps[-1]!r}.",
                 f"Use images of more than {2 * stride} pixels, or earlier layers.",
             )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network = self._new_network().to(images.device)
+        network = self._new_network().to(images.device)
         known = FrozenFeatures(self.backbone, self.taps, images.__getitem__)
 
         def losses(indices: Tensor, epoch: int) -> dict[str, Tensor]:  # noqa: ARG001
@@ -107,15 +100,7 @@ class RD4AD(Detector):
             teacher = [features[tap] for tap in self.taps]
             return {"reconstruction": reconstruction_loss(teacher, network(teacher))}
 
-        self.history_ = train(
-            network,
-            losses,
-            count=len(images),
-            settings=self.settings.training,
-            seed=seed,
-            progress=progress,
-            checkpoint=checkpoints and checkpoints / "decoder.safetensors",
-        )
+        yield Phase("decoder", network, losses, self.settings.training)
         self.network = network.requires_grad_(False)
 
 

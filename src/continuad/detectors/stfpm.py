@@ -6,21 +6,20 @@ shares the teacher's first blocks, is the same class with `shares_prefix`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from continuad.backbones import Backbone
-from continuad.detectors.base import METHODS, Detector, Method
+from continuad.detectors.base import METHODS, Method
 from continuad.detectors.frozen import FrozenFeatures
 from continuad.detectors.matching import Fusion, alignment_loss, fuse, smooth, squared_differences
-from continuad.detectors.training import TrainingSettings, train
+from continuad.detectors.trained import Phase, TrainedDetector
+from continuad.detectors.training import TrainingSettings
 from continuad.errors import SettingsError
-from continuad.progress import Progress, silent
 
 THESIS = TrainingSettings(
     epochs=10,
@@ -73,14 +72,13 @@ class STFPMSettings:
             raise SettingsError(f"smoothing is {self.smoothing}.", "Set smoothing to 0 or more.")
 
 
-class STFPM(Detector):
+class STFPM(TrainedDetector):
     """A student of the backbone's own architecture that matches some of its blocks.
 
     Attributes:
         layers: the blocks that are matched.
         split: the last block that the student shares with the teacher; None where it shares none.
         student: the blocks behind the split, up to the last layer.
-        history_: mean of each loss term per epoch, after `fit`.
     """
 
     def __init__(self, backbone: Backbone, settings: STFPMSettings) -> None:
@@ -94,7 +92,6 @@ class STFPM(Detector):
             )
         self.taps = backbone.order(self.layers if self.split is None else [self.split, *self.layers])
         self.student = self._new_student().eval().requires_grad_(False)
-        self.history_: list[dict[str, float]] = []
 
     def _new_student(self) -> Backbone:
         return self.backbone.student(self.layers[-1], behind=self.split)
@@ -122,13 +119,9 @@ class STFPM(Detector):
         differences = self.differences(self.student, images, teacher, dim=dim)
         return smooth(fuse(differences, images.shape[-2:], self.settings.fusion), self.settings.smoothing)
 
-    def fit(
-        self, images: Tensor, *, seed: int = 0, progress: Progress = silent, checkpoints: Path | None = None
-    ) -> None:
-        """Train a new student on normal images (N, 3, S, S) uint8."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            student = self._new_student().to(images.device)
+    def phases(self, images: Tensor, seed: int) -> Iterator[Phase]:  # noqa: ARG002
+        """Train a new student."""
+        student = self._new_student().to(images.device)
         teacher = FrozenFeatures(self.backbone, self.taps, images.__getitem__)
 
         def losses(indices: Tensor, epoch: int) -> dict[str, Tensor]:  # noqa: ARG001
@@ -136,15 +129,7 @@ class STFPM(Detector):
             loss = alignment_loss(differences)
             return {"matching": loss if self.settings.reduction == "sum" else 2 * loss / len(indices)}
 
-        self.history_ = train(
-            student,
-            losses,
-            count=len(images),
-            settings=self.settings.training,
-            seed=seed,
-            progress=progress,
-            checkpoint=checkpoints and checkpoints / "student.safetensors",
-        )
+        yield Phase("student", student, losses, self.settings.training)
         self.student = student.requires_grad_(False)
 
 
