@@ -14,6 +14,7 @@ from continuad.backbones import Backbone, create_backbone
 from continuad.datasets.synthetic import PerlinAnomalies
 from continuad.detectors.corrupted import CorruptedFeatures
 from continuad.detectors.frozen import FrozenFeatures
+from continuad.detectors.samples import Samples
 from continuad.detectors.segmentation import resize_masks
 
 TAPS = ("layer1", "layer2")
@@ -56,13 +57,13 @@ def equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
 
 def test_values_and_order_are_those_of_the_backbone(backbone: Backbone) -> None:
     images = stack(5)
-    frozen = FrozenFeatures(backbone, TAPS, images.__getitem__)
+    frozen = FrozenFeatures(backbone, TAPS, Samples(images))
     for numbers in ([3], [0, 3, 1], [4, 0, 1, 2, 3], [2, 2, 0, 2]):
         assert equal(frozen(numbers), backbone.features(images[numbers], TAPS))
 
 
 def test_an_image_is_computed_once(backbone: Backbone, runs: list[int]) -> None:
-    frozen = FrozenFeatures(backbone, TAPS, stack(6).__getitem__)
+    frozen = FrozenFeatures(backbone, TAPS, Samples(stack(6)))
     first = frozen([0, 1, 2])
     assert sum(runs) == 3
     again = frozen([2, 0, 1])
@@ -76,16 +77,16 @@ def test_an_image_is_computed_once(backbone: Backbone, runs: list[int]) -> None:
 
 def test_an_images_features_do_not_depend_on_its_company(backbone: Backbone) -> None:
     images = stack(19)
-    whole = FrozenFeatures(backbone, TAPS, images.__getitem__)(range(19))
+    whole = FrozenFeatures(backbone, TAPS, Samples(images))(range(19))
     for numbers in ([7], [3, 7], [*range(1, 18)]):
-        found = FrozenFeatures(backbone, TAPS, images.__getitem__)(numbers)
+        found = FrozenFeatures(backbone, TAPS, Samples(images))(numbers)
         assert all(torch.equal(found[tap], whole[tap][numbers]) for tap in TAPS)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 3])
 def test_no_more_is_kept_than_the_budget_allows(backbone: Backbone, runs: list[int], kept: int) -> None:
     images = stack(4)
-    frozen = FrozenFeatures(backbone, TAPS, images.__getitem__, budget=kept * PER_IMAGE + PER_IMAGE - 1)
+    frozen = FrozenFeatures(backbone, TAPS, Samples(images), budget=kept * PER_IMAGE + PER_IMAGE - 1)
     expected = backbone.features(images, TAPS)
     runs.clear()
     for _ in range(3):
@@ -95,14 +96,14 @@ def test_no_more_is_kept_than_the_budget_allows(backbone: Backbone, runs: list[i
 
 def test_what_is_kept_changes_no_value(backbone: Backbone) -> None:
     images = stack(6)
-    keeping = FrozenFeatures(backbone, TAPS, images.__getitem__)
-    forgetting = FrozenFeatures(backbone, TAPS, images.__getitem__, budget=0)
+    keeping = FrozenFeatures(backbone, TAPS, Samples(images))
+    forgetting = FrozenFeatures(backbone, TAPS, Samples(images), budget=0)
     for numbers in ([0, 1, 2], [1, 5], [0, 1, 2, 3, 4, 5], [5, 5]):
         assert equal(keeping(numbers), forgetting(numbers))
 
 
 def test_a_caller_may_write_to_what_it_gets(backbone: Backbone) -> None:
-    frozen = FrozenFeatures(backbone, TAPS, stack(2).__getitem__)
+    frozen = FrozenFeatures(backbone, TAPS, Samples(stack(2)))
     before = {tap: features.clone() for tap, features in frozen([0, 1]).items()}
     for features in frozen([0, 1]).values():
         features.zero_()
@@ -110,7 +111,7 @@ def test_a_caller_may_write_to_what_it_gets(backbone: Backbone) -> None:
 
 
 def test_nothing_asks_for_gradients(backbone: Backbone) -> None:
-    frozen = FrozenFeatures(backbone, TAPS, stack(2).__getitem__)
+    frozen = FrozenFeatures(backbone, TAPS, Samples(stack(2)))
     assert not any(features.requires_grad for features in frozen([0, 1]).values())
 
 

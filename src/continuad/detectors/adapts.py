@@ -22,6 +22,7 @@ from continuad.detectors.corrupted import CorruptedFeatures
 from continuad.detectors.frozen import BATCH, FrozenFeatures
 from continuad.detectors.matching import Fusion, alignment_loss, fuse, smooth, squared_differences
 from continuad.detectors.quantization import AdapterObserver, QuantizedAdapter
+from continuad.detectors.samples import Samples
 from continuad.detectors.segmentation import SegmentationHead, focal_loss, l1_loss
 from continuad.detectors.trained import Phase, TrainedDetector
 from continuad.detectors.training import TrainingSettings
@@ -130,13 +131,16 @@ class AdapTS(TrainedDetector):
         differences = self.differences(teacher, list(self.adapters))
         return smooth(fuse(differences, images.shape[-2:], self.settings.fusion), self.settings.smoothing)
 
-    def phases(self, images: Tensor, seed: int) -> Iterator[Phase]:
-        """Train new adapters, and a segmentation head that is dropped."""
+    def phases(self, samples: Samples, *, seed: int, warm: bool = False) -> Iterator[Phase]:
+        """Train adapters, and a segmentation head that is dropped."""
+        images = samples.images
         adapters = self._new_adapters()
+        if warm:
+            self._copy_into(adapters)
         head = SegmentationHead(sum(adapter.conv1.in_channels for adapter in adapters))
         trained = nn.ModuleList(adapters)
         model = nn.ModuleList([trained, head] if self.settings.segmentation else [trained]).to(images.device)
-        clean = FrozenFeatures(self.backbone, self.taps, images.__getitem__)
+        clean = FrozenFeatures(self.backbone, self.taps, samples)
         corrupted = self._corrupted(images, clean([0])[self.taps[0]].shape[-2:], seed)
 
         def losses(indices: Tensor, epoch: int) -> dict[str, Tensor]:
@@ -152,6 +156,13 @@ class AdapTS(TrainedDetector):
         yield Phase("adapters", model, losses, self.settings.training)
         trained.requires_grad_(False)
         self.adapters = self._quantized(adapters, clean, len(images)) if self.settings.int8 else trained
+
+    def _copy_into(self, adapters: Sequence[Adapter]) -> None:
+        """Give adapters the weights of those that the detector has."""
+        for new, old in zip(adapters, self.adapters, strict=True):
+            if not isinstance(old, Adapter):
+                raise SettingsError("INT8 adapters cannot be trained further.", "Train with int8=false.")
+            new.load_state_dict(old.state_dict())
 
     def _corrupted(self, images: Tensor, mask_size: Sequence[int], seed: int) -> CorruptedFeatures:
         folder = self.settings.textures

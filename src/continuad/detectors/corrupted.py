@@ -109,6 +109,6 @@ class CorruptedFeatures:
             self._masks.clear()
         return features, masks
 
-    def _corrupt(self, number: int) -> Tensor:
+    def _corrupt(self, number: int) -> tuple[Tensor, None]:
         image, self._masks[number] = self.copies.copy(number)
-        return image
+        return image, None

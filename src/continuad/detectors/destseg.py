@@ -5,6 +5,7 @@ Zhang et al., "DeSTSeg: Segmentation Guided Denoising Student-Teacher for Anomal
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -20,6 +21,7 @@ from continuad.detectors.corrupted import CorruptedImages
 from continuad.detectors.destseg_networks import DenoisingStudent, SegmentationNetwork, similarities
 from continuad.detectors.frozen import FrozenFeatures
 from continuad.detectors.matching import alignment_loss, squared_differences
+from continuad.detectors.samples import Samples
 from continuad.detectors.segmentation import focal_loss, l1_loss
 from continuad.detectors.trained import Phase, TrainedDetector
 from continuad.detectors.training import TrainingSettings
@@ -117,11 +119,14 @@ class DeSTSeg(TrainedDetector):
         pixels = maps.flatten(1)
         return pixels.topk(min(self.settings.top, pixels.shape[1])).values.mean(1)
 
-    def phases(self, images: Tensor, seed: int) -> Iterator[Phase]:
-        """Train a new student, then a new segmentation network."""
-        student = self._new_student().to(images.device)
-        segmentation = self._new_segmentation().to(images.device)
-        clean = FrozenFeatures(self.backbone, self.taps, images.__getitem__)
+    def phases(self, samples: Samples, *, seed: int, warm: bool = False) -> Iterator[Phase]:
+        """Train a student, then a segmentation network."""
+        images = samples.images
+        student = copy.deepcopy(self.student) if warm else self._new_student()
+        segmentation = copy.deepcopy(self.segmentation) if warm else self._new_segmentation()
+        student.to(images.device).requires_grad_(True)
+        segmentation.to(images.device).requires_grad_(True)
+        clean = FrozenFeatures(self.backbone, self.taps, samples)
         folder = self.settings.textures
         corrupted = CorruptedImages(
             images,

@@ -19,16 +19,22 @@ class FrozenFeatures:
     Args:
         backbone: the frozen network.
         taps: blocks whose outputs are wanted.
-        image: called with a number, returns that image (3, S, S) uint8; always the same for the same number.
+        sample: called with a number, returns that image (3, S, S) uint8 and None, or what a block gives for
+            it (C, H, W) and the block's name; always the same for the same number.
         budget: bytes to keep at most; the features of further images are computed anew each time.
     """
 
     def __init__(
-        self, backbone: Backbone, taps: Sequence[str], image: Callable[[int], Tensor], *, budget: int = BUDGET
+        self,
+        backbone: Backbone,
+        taps: Sequence[str],
+        sample: Callable[[int], tuple[Tensor, str | None]],
+        *,
+        budget: int = BUDGET,
     ) -> None:
         self.backbone = backbone
         self.taps = tuple(taps)
-        self.image = image
+        self.sample = sample
         self.budget = budget
         self._kept: dict[int, dict[str, Tensor]] = {}
 
@@ -39,16 +45,26 @@ class FrozenFeatures:
         # in a batch a convolution rounds by what else is in it, which depends on what is kept: a resumed
         # training would differ; on a CPU, one by one takes no longer
         size = 1 if self.backbone.mean.device.type == "cpu" else BATCH
-        for start in range(0, len(absent), size):
-            chunk = absent[start : start + size]
-            batch = torch.stack([self.image(number) for number in chunk])
-            with torch.no_grad(), torch.autocast(batch.device.type, enabled=False):  # kept in full precision
-                computed = self.backbone.features(batch, self.taps)
-            for row, number in enumerate(chunk):
-                found[number] = {tap: computed[tap][row] for tap in self.taps}
-                self._keep(number, found[number])
+        for first in range(0, len(absent), size):
+            inputs: dict[str | None, dict[int, Tensor]] = {}
+            for number in absent[first : first + size]:
+                x, block = self.sample(number)
+                inputs.setdefault(block, {})[number] = x
+            for block, samples in inputs.items():
+                computed = self._compute(torch.stack([*samples.values()]), block)
+                for row, number in enumerate(samples):
+                    found[number] = {tap: computed[tap][row] for tap in self.taps}
+                    self._keep(number, found[number])
         stacked = {tap: torch.stack([found[number][tap] for number in numbers]) for tap in self.taps}
         return {tap: f.contiguous(memory_format=torch.channels_last) for tap, f in stacked.items()}
+
+    @torch.no_grad()
+    def _compute(self, x: Tensor, block: str | None) -> dict[str, Tensor]:
+        """Run a batch of images, or of a block's outputs, through the backbone; in full precision."""
+        known = {} if block is None else {block: x}
+        wanted = [tap for tap in self.taps if tap not in known]
+        with torch.autocast(x.device.type, enabled=False):
+            return {**known, **self.backbone.features(x, wanted, start=block)}
 
     def _keep(self, number: int, features: dict[str, Tensor]) -> None:
         size = sum(f.nbytes for f in features.values())

@@ -5,11 +5,12 @@ Deng and Li, "Anomaly Detection via Reverse Distillation from One-Class Embeddin
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from continuad.backbones import Backbone
@@ -17,7 +18,8 @@ from continuad.detectors.base import METHODS, Method
 from continuad.detectors.frozen import FrozenFeatures
 from continuad.detectors.matching import fuse, smooth, squared_differences
 from continuad.detectors.reverse import ReverseNetwork
-from continuad.detectors.trained import Phase, TrainedDetector
+from continuad.detectors.samples import Samples
+from continuad.detectors.trained import Matching, Phase, TrainedDetector
 from continuad.detectors.training import TrainingSettings
 from continuad.errors import SettingsError
 
@@ -66,6 +68,11 @@ class RD4AD(TrainedDetector):
         self.taps = backbone.order(settings.layers or backbone.group(settings.group))
         self.network = self._new_network().eval().requires_grad_(False)
 
+    @property
+    def looks_at_images(self) -> bool:
+        """No: the decoder's input are features."""
+        return False
+
     def _new_network(self) -> ReverseNetwork:
         return ReverseNetwork(self.backbone, self.taps)
 
@@ -79,28 +86,35 @@ class RD4AD(TrainedDetector):
         maps = 0.5 * fuse(differences, images.shape[-2:], "sum", align_corners=True)  # halved: 1 - cos
         return smooth(maps, self.settings.smoothing)
 
-    def phases(self, images: Tensor, seed: int) -> Iterator[Phase]:  # noqa: ARG002
-        """Train a new bottleneck and decoder.
+    def phases(self, samples: Samples, *, seed: int, warm: bool = False) -> Iterator[Phase]:  # noqa: ARG002
+        """Train a bottleneck and a decoder.
 
         Raises:
             SettingsError: the images are so small that of one the embedding is a single position, whose
                 spread batch norm could not tell; or training diverged.
         """
-        size, stride = images.shape[-1], self.backbone.block(self.taps[-1]).stride
+        size, stride = samples.images.shape[-1], self.backbone.block(self.taps[-1]).stride
         if size <= 2 * stride:
             raise SettingsError(
                 f"RD4AD embeds images of {size} pixels in a single position, behind {self.taps[-1]!r}.",
                 f"Use images of more than {2 * stride} pixels, or earlier layers.",
             )
-        network = self._new_network().to(images.device)
-        known = FrozenFeatures(self.backbone, self.taps, images.__getitem__)
+        network = copy.deepcopy(self.network) if warm else self._new_network()
+        network.to(samples.device).requires_grad_(True)
+        known = FrozenFeatures(self.backbone, self.taps, samples)
 
-        def losses(indices: Tensor, epoch: int) -> dict[str, Tensor]:  # noqa: ARG001
+        def outputs(model: nn.Module, indices: Tensor) -> list[Tensor]:
             features = known(indices.tolist())
-            teacher = [features[tap] for tap in self.taps]
-            return {"reconstruction": reconstruction_loss(teacher, network(teacher))}
+            found: list[Tensor] = model([features[tap] for tap in self.taps])
+            return found
 
-        yield Phase("decoder", network, losses, self.settings.training)
+        def compare(found: list[Tensor], indices: Tensor) -> dict[str, Tensor]:
+            features = known(indices.tolist())
+            return {"reconstruction": reconstruction_loss([features[tap] for tap in self.taps], found)}
+
+        matching = Matching(outputs, compare)
+        losses = matching.losses(network)
+        yield Phase("decoder", network, losses, self.settings.training, matching=matching)
         self.network = network.requires_grad_(False)
 
 

@@ -6,18 +6,20 @@ shares the teacher's first blocks, is the same class with `shares_prefix`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from continuad.backbones import Backbone
 from continuad.detectors.base import METHODS, Method
 from continuad.detectors.frozen import FrozenFeatures
 from continuad.detectors.matching import Fusion, alignment_loss, fuse, smooth, squared_differences
-from continuad.detectors.trained import Phase, TrainedDetector
+from continuad.detectors.samples import Samples
+from continuad.detectors.trained import Matching, Phase, TrainedDetector
 from continuad.detectors.training import TrainingSettings
 from continuad.errors import SettingsError
 
@@ -93,43 +95,45 @@ class STFPM(TrainedDetector):
         self.taps = backbone.order(self.layers if self.split is None else [self.split, *self.layers])
         self.student = self._new_student().eval().requires_grad_(False)
 
+    @property
+    def looks_at_images(self) -> bool:
+        """Whether the student shares no block with the backbone."""
+        return self.split is None
+
     def _new_student(self) -> Backbone:
         return self.backbone.student(self.layers[-1], behind=self.split)
-
-    def differences(
-        self, student: Backbone, images: Tensor, teacher: Mapping[str, Tensor], *, dim: int = 1
-    ) -> list[Tensor]:
-        """Squared differences between teacher and student, (B, C_l, H_l, W_l) for each layer.
-
-        Args:
-            student: the network.
-            images: (B, 3, S, S) uint8; a student that shares a prefix does not look at them.
-            teacher: the backbone's outputs at `taps`.
-            dim: what features are normalised over.
-        """
-        x = images if self.split is None else teacher[self.split]
-        features = student.features(x, self.layers, start=self.split)
-        return [squared_differences(teacher[layer], features[layer], dim=dim) for layer in self.layers]
 
     @torch.no_grad()
     def anomaly_maps(self, images: Tensor, features: Mapping[str, Tensor] | None = None) -> Tensor:
         """Fuse the differences of all layers into maps (B, S, S)."""
         teacher = self.teacher_features(images, features)
+        student = self.student.features(
+            images if self.split is None else teacher[self.split], self.layers, start=self.split
+        )
         dim = 1 if self.settings.norm_axis == "channels" else 2
-        differences = self.differences(self.student, images, teacher, dim=dim)
+        differences = [squared_differences(teacher[tap], student[tap], dim=dim) for tap in self.layers]
         return smooth(fuse(differences, images.shape[-2:], self.settings.fusion), self.settings.smoothing)
 
-    def phases(self, images: Tensor, seed: int) -> Iterator[Phase]:  # noqa: ARG002
-        """Train a new student."""
-        student = self._new_student().to(images.device)
-        teacher = FrozenFeatures(self.backbone, self.taps, images.__getitem__)
+    def phases(self, samples: Samples, *, seed: int, warm: bool = False) -> Iterator[Phase]:  # noqa: ARG002
+        """Train a student."""
+        student = copy.deepcopy(self.student) if warm else self._new_student()
+        student.to(samples.device).requires_grad_(True)
+        teacher = FrozenFeatures(self.backbone, self.taps, samples)
 
-        def losses(indices: Tensor, epoch: int) -> dict[str, Tensor]:  # noqa: ARG001
-            differences = self.differences(student, images[indices], teacher(indices.tolist()))
-            loss = alignment_loss(differences)
+        def outputs(model: nn.Module, indices: Tensor) -> list[Tensor]:
+            student = cast(Backbone, model)
+            x = samples.images[indices] if self.split is None else teacher(indices.tolist())[self.split]
+            return [*student.features(x, self.layers, start=self.split).values()]
+
+        def compare(found: list[Tensor], indices: Tensor) -> dict[str, Tensor]:
+            known = teacher(indices.tolist())
+            pairs = zip(self.layers, found, strict=True)
+            loss = alignment_loss([squared_differences(known[tap], f) for tap, f in pairs])
             return {"matching": loss if self.settings.reduction == "sum" else 2 * loss / len(indices)}
 
-        yield Phase("student", student, losses, self.settings.training)
+        matching = Matching(outputs, compare)
+        losses = matching.losses(student)
+        yield Phase("student", student, losses, self.settings.training, matching=matching)
         self.student = student.requires_grad_(False)
 
 

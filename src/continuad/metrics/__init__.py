@@ -5,11 +5,14 @@ from __future__ import annotations
 from continuad.metrics.pixels import PixelMetrics, PixelScores
 from continuad.metrics.ranking import auroc, average_precision, f1_max
 from continuad.metrics.scores import ImageScores, binomial_interval, image_scores
+from continuad.metrics.stream import StreamRow, StreamScores
 
 __all__ = [
     "ImageScores",
     "PixelMetrics",
     "PixelScores",
+    "StreamRow",
+    "StreamScores",
     "auroc",
     "average_precision",
     "binomial_interval",
