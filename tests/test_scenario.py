@@ -1,0 +1,116 @@
+"""Scenarios: what is learnt and tested when, with every strategy, on small real trainings."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from continuad.bench.grid import RunSpec
+from continuad.bench.scenario import SCENARIOS, run_scenario
+from continuad.continual.learners import STRATEGIES
+from continuad.datasets import Task
+from continuad.datasets.demo import demo_task, write_mvtec
+from continuad.errors import ContinuadError, SettingsError
+
+PRODUCTS = ("cap", "wood", "flange")
+QUICK = {"training": {"epochs": 2, "batch_size": 4}}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    for name in PRODUCTS:
+        write_mvtec(demo_task(name, size=64, train=8, good=2, defective=3), root / name)
+    return root
+
+
+def spec(data: Path, **changes: Any) -> RunSpec:
+    values = {"method": "paste", "strategy": "fine-tuning", "scenario": "continual", "settings": QUICK}
+    return RunSpec(
+        **{"backbone": "tiny", "weights": "random", "image_size": 64, "dataset": data, "products": PRODUCTS}
+        | values
+        | changes
+    )
+
+
+def pairs(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [(row["after"], row["task"]) for row in rows]
+
+
+def test_scenarios_by_hand() -> None:
+    a, b = Task("a", ()), Task("b", ())
+    steps = {
+        name: [(step.name, [t.name for t in step.test], step.is_new) for step in scenario([a, b])]
+        for name, scenario in SCENARIOS.items()
+    }
+    assert steps == {
+        "single": [("a", ["a"], True), ("b", ["b"], True)],
+        "multi-class": [("a+b", ["a", "b"], True)],
+        "continual": [("a", ["a"], True), ("b", ["a", "b"], False)],
+    }
+
+
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
+def test_every_strategy_runs_through_a_stream(data: Path, tmp_path: Path, strategy: str) -> None:
+    ticks: list[float] = []
+    rows = run_scenario(
+        spec(data, strategy=strategy), tmp_path, lambda done, total, what: ticks.append(done / total)
+    )
+    assert pairs(rows) == [(PRODUCTS[i], PRODUCTS[j]) for i in range(3) for j in range(i + 1)]
+    assert all(0 <= row[name] <= 1 for row in rows for name in ("i_auroc", "p_auroc", "p_f1max", "aupro"))
+    assert all(row["bytes"] > 0 < row["learn_seconds"] for row in rows)
+    assert all(math.isnan(row["routing_accuracy"]) != (strategy == "routed") for row in rows)
+    assert ticks == sorted(ticks)
+    assert ticks[-1] == 1
+
+
+def timeless(rows: list[dict[str, Any]]) -> str:
+    return repr([{key: value for key, value in row.items() if key != "learn_seconds"} for row in rows])
+
+
+def test_the_same_run_gives_the_same_rows(data: Path, tmp_path: Path) -> None:
+    run = spec(data, strategy="replay", strategy_settings={"size": 6})
+    assert timeless(run_scenario(run, tmp_path)) == timeless(run_scenario(run, tmp_path))
+    other = spec(data, strategy="replay", strategy_settings={"size": 6}, seed=1)
+    assert timeless(run_scenario(run, tmp_path)) != timeless(run_scenario(other, tmp_path))
+
+
+def test_single_is_each_task_by_itself(data: Path, tmp_path: Path) -> None:
+    rows = run_scenario(spec(data, scenario="single"), tmp_path)
+    assert pairs(rows) == [(name, name) for name in PRODUCTS]
+    alone = run_scenario(spec(data, scenario="single", products=("wood",)), tmp_path)
+    assert timeless(rows[1:2]) == timeless(alone)
+
+
+def test_all_at_once(data: Path, tmp_path: Path) -> None:
+    rows = run_scenario(spec(data, scenario="multi-class"), tmp_path)
+    assert pairs(rows) == [("cap+wood+flange", name) for name in PRODUCTS]
+
+
+def test_routed_heads_give_in_a_stream_what_they_give_alone(data: Path, tmp_path: Path) -> None:
+    stream = run_scenario(spec(data, strategy="routed", method="adapts-s"), tmp_path)
+    cap = [row for row in stream if row["task"] == "cap"]
+    assert len(cap) == 3
+    assert all(row["routing_accuracy"] == 1 for row in cap)
+    assert len({(row["i_auroc"], row["p_ap"], row["aupro"]) for row in cap}) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"strategy": "replai"}, "no strategy named 'replai'"),
+        ({"scenario": "contual"}, "no scenario named 'contual'"),
+        ({"method": "past"}, "no method named 'past'"),
+        ({"strategy_settings": {"size": 3}}, "fine-tuning has no setting 'size'. Settings: it has none"),
+        ({"strategy": "ewc", "strategy_settings": {"size": 3}}, "Settings: weight, images"),
+        ({"settings": {"colour": 1}}, "no setting 'colour'"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused(
+    data: Path, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    with pytest.raises((SettingsError, ContinuadError), match=words):
+        run_scenario(spec(data, **change), tmp_path)
