@@ -1,4 +1,4 @@
-"""What a run of a grid does: a learner meets a dataset's tasks as a scenario has it, and is tested on them."""
+"""What a run of a grid does: a learner meets tasks as a scenario has it, and is tested on them."""
 
 from __future__ import annotations
 
