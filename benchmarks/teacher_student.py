@@ -46,13 +46,16 @@ class Run:
     image_size: int = 256
 
 
+THESIS = {"training": {"min_steps": 0}}
 RUNS = {
-    "stfpm-resnet18": Run("stfpm", "resnet18"),
+    "stfpm-resnet18": Run("stfpm", "resnet18", THESIS),
     **{
-        f"{method}-{short}": Run(method, backbone)
+        f"{method}-{short}": Run(method, backbone, THESIS)
         for short, backbone in (("mobilenetv2", "mobilenet_v2"), ("mcunet4", "mcunet_in4"))
         for method in ("paste", "stfpm")
     },
+    "paste-mobilenetv2-long": Run("paste", "mobilenet_v2"),
+    "paste-mcunet4-long": Run("paste", "mcunet_in4"),
     "rd4ad-resnet18": Run("rd4ad", "resnet18", {"training": {"steps": 200}}),
     "destseg-resnet18": Run(
         "destseg", "resnet18", {"student": {"steps": 100}, "segmentation": {"steps": 100}}

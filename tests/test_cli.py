@@ -448,7 +448,7 @@ def test_ctrl_c_after_a_checkpoint_promises_to_go_on(
 
     monkeypatch.setattr(Inspector, "learn", halted)
     words = ("learn", tmp_path / "new.bank", "new", good, *BARE, "--head", "stfpm")
-    words = (*words, "--set", "training.epochs=5", "--set", "training.batch_size=4")
+    words = (*words, "--set", "training.steps=9", "--set", "training.batch_size=4")
     result = run(*words)
     assert result.code == 130
     assert result.err.endswith("Nothing was learnt; the same command goes on from its last checkpoint.\n")

@@ -28,7 +28,7 @@ from continuad.errors import SettingsError
 from continuad.metrics.costs import state_bytes
 
 SIZE = 32
-QUICK = {"training": {"epochs": 2, "batch_size": 4}}
+QUICK = {"training": {"epochs": 2, "min_steps": 0, "batch_size": 4}}
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from continuad.datasets.demo import demo_task, write_mvtec
 from continuad.errors import ContinuadError, SettingsError
 
 PRODUCTS = ("cap", "wood", "flange")
-QUICK = {"training": {"epochs": 2, "batch_size": 4}}
+QUICK = {"training": {"epochs": 2, "min_steps": 0, "batch_size": 4}}
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from continuad.detectors.checkpoint import Checkpoint
 from continuad.errors import ContinuadError
 from continuad.inspector import Product
 
-PLAN = {"training": {"epochs": 6, "batch_size": 4, "drop_last": False}}
+PLAN = {"training": {"epochs": 6, "min_steps": 0, "batch_size": 4, "drop_last": False}}
 STEPS = 6 * 2
 Tick = Callable[[int, int, str], None]
 
