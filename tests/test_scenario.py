@@ -67,21 +67,46 @@ def test_every_strategy_runs_through_a_stream(data: Path, tmp_path: Path, strate
     assert ticks[-1] == 1
 
 
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
+@pytest.mark.parametrize("scenario", ["continual", "single"])
+def test_a_run_that_is_stopped_goes_on_after_the_last_task(
+    data: Path, tmp_path: Path, strategy: str, scenario: str
+) -> None:
+    run = spec(data, strategy=strategy, scenario=scenario)
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "halted").mkdir()
+    whole = run_scenario(run, tmp_path / "whole")
+
+    def stop(done: int, total: int, what: str) -> None:
+        if done > 1500:  # in the middle of the second of three tasks
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_scenario(run, tmp_path / "halted", stop)
+    ticks: list[int] = []
+    rest = run_scenario(run, tmp_path / "halted", lambda done, total, what: ticks.append(done))
+    assert min(ticks[:-1]) >= 1000
+    assert timeless(rest) == timeless(whole)
+
+
 def timeless(rows: list[dict[str, Any]]) -> str:
     return repr([{key: value for key, value in row.items() if key != "learn_seconds"} for row in rows])
 
 
 def test_the_same_run_gives_the_same_rows(data: Path, tmp_path: Path) -> None:
     run = spec(data, strategy="replay", strategy_settings={"size": 6})
-    assert timeless(run_scenario(run, tmp_path)) == timeless(run_scenario(run, tmp_path))
     other = spec(data, strategy="replay", strategy_settings={"size": 6}, seed=1)
-    assert timeless(run_scenario(run, tmp_path)) != timeless(run_scenario(other, tmp_path))
+    first, again, third = (
+        timeless(run_scenario(each, tmp_path / str(number))) for number, each in enumerate((run, run, other))
+    )
+    assert first == again
+    assert first != third
 
 
 def test_single_is_each_task_by_itself(data: Path, tmp_path: Path) -> None:
     rows = run_scenario(spec(data, scenario="single"), tmp_path)
     assert pairs(rows) == [(name, name) for name in PRODUCTS]
-    alone = run_scenario(spec(data, scenario="single", products=("wood",)), tmp_path)
+    alone = run_scenario(spec(data, scenario="single", products=("wood",)), tmp_path / "alone")
     assert timeless(rows[1:2]) == timeless(alone)
 
 

@@ -18,6 +18,7 @@ from continuad.bench.grid import RunSpec
 from continuad.continual.learners import STRATEGIES, Learner, Strategy
 from continuad.datasets import Task, load_tasks
 from continuad.detectors import METHODS
+from continuad.detectors.checkpoint import Checkpoint
 from continuad.errors import SettingsError
 from continuad.images import load_mask, load_stack, resize_mask
 from continuad.metrics import PixelMetrics, image_scores
@@ -71,16 +72,12 @@ def continual(tasks: Sequence[Task]) -> Iterator[Step]:
         yield Step([task], tasks[: number + 1], number == 0)
 
 
-def run_scenario(
-    run: RunSpec,
-    folder: Path,  # noqa: ARG001 - as `Work` has it
-    progress: Progress = silent,
-) -> list[dict[str, Any]]:
+def run_scenario(run: RunSpec, folder: Path, progress: Progress = silent) -> list[dict[str, Any]]:
     """Learn and test; the result depends on nothing but the run.
 
     Args:
         run: what to do.
-        folder: for unfinished work; not used so far.
+        folder: for unfinished work: what was learnt and measured is kept there after each step.
         progress: told about the whole run.
 
     Returns:
@@ -98,21 +95,29 @@ def run_scenario(
     backbone = create_backbone(run.backbone, weights=run.weights)
     settings = _strategy_settings(strategy, run)
     build = partial(method.build, backbone, run.settings)
-    learner: Learner | None = None
+    learner = strategy.learner(build, **settings)
+    kept = Checkpoint(folder / "learner.safetensors", run.facts())
     rows: list[dict[str, Any]] = []
-    for number, step in enumerate(steps):
+    learnt: list[str] = []
+    done = 0
+    if (saved := kept.load()) is not None:
+        tensors, state = saved
+        rows, learnt, done = state["rows"], state["learnt"], state["done"]
+        learner.restore(learnt, tensors)
+    for number, step in enumerate(steps[done:], start=done):
         part = partial(_part, progress, number, len(steps))
-        if learner is None or step.is_new:
-            learner = strategy.learner(build, **settings)
+        if step.is_new and learnt:
+            learner, learnt = strategy.learner(build, **settings), []
         images = torch.cat([_images(task.train, run.image_size) for task in step.learn])
         started = time.perf_counter()
         learner.learn(step.name, images, seed=run.seed, progress=partial(part, 0, LEARNING))
         facts = {"bytes": learner.bytes, "learn_seconds": time.perf_counter() - started}
         for index, task in enumerate(step.test):
             part(LEARNING, TICKS, index, len(step.test), "inspecting")
-            rows.append(
-                {"after": step.name, "task": task.name, **_test(learner, task, run.image_size), **facts}
-            )
+            metrics = _test(learner, task, run.image_size)
+            rows.append({"after": step.name, "task": task.name, **metrics, **facts})
+        learnt.append(step.name)
+        kept.save(learner.tensors(), {"rows": rows, "learnt": learnt, "done": number + 1})
     progress(1, 1, "done")
     return rows
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from continuad.continual.replay import BatchRule, ReplayBuffer, batch_shares
 from continuad.continual.routed import Inspection, RoutedHeads
 from continuad.continual.routing import RoutingSettings
 from continuad.detectors import Detector
+from continuad.detectors.checkpoint import named, under
 from continuad.detectors.matching import alignment_loss, squared_differences
 from continuad.detectors.samples import Samples
 from continuad.detectors.trained import Phase, TrainedDetector, unchanged
@@ -47,6 +48,14 @@ class Learner(ABC):
     @abstractmethod
     def bytes(self) -> int:
         """What is held beside the frozen backbone: networks, buffers, prototypes, and the like."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that was learnt, by name, for `restore`; tasks have the names they were learnt by."""
+
+    @abstractmethod
+    def restore(self, tasks: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
+        """Become what a learner of the same settings was when it gave these tensors, after these tasks."""
 
 
 class OneDetector(Learner):
@@ -93,6 +102,15 @@ class OneDetector(Learner):
         """The detector."""
         return state_bytes(self.detector).total
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The detector's state."""
+        return named("detector", self.detector.state_dict())
+
+    def restore(self, tasks: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
+        """Load the detector's state."""
+        self.tasks = list(tasks)
+        self.detector.load_state_dict(under("detector", tensors))
+
 
 class Joint(OneDetector):
     """Keeps all images, and trains from scratch on those of all tasks so far: what forgets nothing."""
@@ -111,6 +129,15 @@ class Joint(OneDetector):
     def bytes(self) -> int:
         """The detector and the images."""
         return super().bytes + sum(images.nbytes for images in self._images)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The detector and the images."""
+        return super().tensors() | {f"images.{i}": images for i, images in enumerate(self._images)}
+
+    def restore(self, tasks: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
+        """Load the detector and the images."""
+        super().restore(tasks, tensors)
+        self._images = [tensors[f"images.{i}"] for i in range(len(tasks))]
 
 
 class Replay(OneDetector):
@@ -179,6 +206,15 @@ class Replay(OneDetector):
     def bytes(self) -> int:
         """The detector and the buffer."""
         return super().bytes + self.buffer.bytes
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The detector and the buffer."""
+        return super().tensors() | named("buffer", self.buffer.tensors())
+
+    def restore(self, tasks: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
+        """Load the detector and the buffer."""
+        super().restore(tasks, tensors)
+        self.buffer.restore(tasks, under("buffer", tensors))
 
 
 @dataclass(frozen=True)
@@ -307,6 +343,16 @@ class ElasticWeightConsolidation(OneDetector):
         """The detector, the importances and the values."""
         return super().bytes + sum(t.nbytes for t in (*self.importances.values(), *self.values.values()))
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The detector, the importances and the values."""
+        penalty = named("importance", self.importances) | named("value", self.values)
+        return super().tensors() | penalty
+
+    def restore(self, tasks: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
+        """Load the detector, the importances and the values."""
+        super().restore(tasks, tensors)
+        self.importances, self.values = under("importance", tensors), under("value", tensors)
+
 
 class Routed(Learner):
     """A detector for each task, picked by its prototype: nothing is overwritten.
@@ -321,16 +367,21 @@ class Routed(Learner):
         self._detectors: dict[str, Detector] = {}
         backbone = build().backbone
         self.heads = RoutedHeads(backbone, routing or RoutingSettings(backbone.stage(16)))
-        self._prototypes = 0
+        self._prototypes: dict[str, Tensor] = {}
 
     def learn(self, task: str, images: Tensor, *, seed: int = 0, progress: Progress = silent) -> None:
         """Train a detector of the task's own."""
         detector = self._build().to(images.device)
         detector.fit(images, seed=seed, progress=progress)
         prototype = np.concatenate([self.heads.embed(batch) for batch in torch.split(images, BATCH)]).mean(0)
+        self._add(task, detector, torch.from_numpy(prototype))
+
+    def _add(self, task: str, detector: Detector, prototype: Tensor) -> None:
         self._detectors[task] = detector
-        self._prototypes += prototype.nbytes
-        self.heads.add(task, taps=detector.taps, load=lambda: detector, prototype=prototype, limit=np.inf)
+        self._prototypes[task] = prototype
+        self.heads.add(
+            task, taps=detector.taps, load=lambda: detector, prototype=prototype.numpy(), limit=np.inf
+        )
 
     def inspect(self, images: Tensor) -> list[Inspection]:
         """Inspect each image with the detector of the nearest task."""
@@ -342,7 +393,23 @@ class Routed(Learner):
     @property
     def bytes(self) -> int:
         """The detectors and the prototypes."""
-        return sum(state_bytes(each).total for each in self._detectors.values()) + self._prototypes
+        heads = sum(state_bytes(each).total for each in self._detectors.values())
+        return heads + sum(prototype.nbytes for prototype in self._prototypes.values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The detectors' states and the prototypes, by the number of the task."""
+        found: dict[str, Tensor] = {}
+        for number, (task, detector) in enumerate(self._detectors.items()):
+            found |= named(f"{number}.detector", detector.state_dict())
+            found[f"{number}.prototype"] = self._prototypes[task]
+        return found
+
+    def restore(self, tasks: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
+        """Build a detector for each task, and load it."""
+        for number, task in enumerate(tasks):
+            detector = self._build()
+            detector.load_state_dict(under(f"{number}.detector", tensors))
+            self._add(task, detector, tensors[f"{number}.prototype"])
 
 
 def _weight(value: float) -> float:

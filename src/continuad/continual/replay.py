@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from continuad.continual.codecs import CODECS, Encoded
+from continuad.detectors.checkpoint import named, under
 from continuad.durable import write_whole
 from continuad.errors import ContinuadError, SettingsError
 
@@ -156,11 +157,7 @@ class ReplayBuffer:
         facts = json.dumps(
             {"size": self.size, "codec": self.codec, "seed": self.seed, "tasks": list(self._tasks)}
         )
-        tensors = {
-            f"{number}.{name}": tensor
-            for number, held in enumerate(self._tasks.values())
-            for name, tensor in held.tensors().items()
-        }
+        tensors = self.tensors()
         metadata = {"facts": facts, "sha256": _checksum(facts, tensors)}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -196,11 +193,22 @@ class ReplayBuffer:
             raise damaged
         content = json.loads(facts)
         buffer = cls(content["size"], content["codec"], seed=content["seed"])
-        for number, name in enumerate(content["tasks"]):
-            start = f"{number}."
-            own = {key.removeprefix(start): t for key, t in tensors.items() if key.startswith(start)}
-            buffer._tasks[name] = Encoded.from_tensors(buffer._codec, own)
+        buffer.restore(content["tasks"], tensors)
         return buffer
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that is stored, by the number of the task, for `restore`."""
+        found: dict[str, Tensor] = {}
+        for number, held in enumerate(self._tasks.values()):
+            found |= named(str(number), held.tensors())
+        return found
+
+    def restore(self, tasks: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
+        """Hold these tensors, which a buffer of the same size, codec and seed gave after these tasks."""
+        self._tasks = {
+            task: Encoded.from_tensors(self._codec, under(str(number), tensors))
+            for number, task in enumerate(tasks)
+        }
 
     def _template(self) -> Tensor:
         """Some stored item (C, H, W), for its shape and dtype."""

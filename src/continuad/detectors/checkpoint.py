@@ -67,3 +67,14 @@ class Checkpoint:
             ) from error
         took = time.monotonic() - started
         self._next = time.monotonic() + max(PAUSE, took / WRITING_SHARE)
+
+
+def named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with the prefix and a dot before their names."""
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `named`: the tensors whose names begin with the prefix and a dot, without these."""
+    start = f"{prefix}."
+    return {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}

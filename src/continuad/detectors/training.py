@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from continuad.datasets import hold_out
-from continuad.detectors.checkpoint import Checkpoint
+from continuad.detectors.checkpoint import Checkpoint, named, under
 from continuad.errors import SettingsError
 from continuad.progress import Progress, silent
 
@@ -229,28 +229,22 @@ class _Run:
     def _save_if_due(self) -> None:
         if self._checkpoint is None or not self._checkpoint.is_due():
             return
-        tensors = {f"model.{name}": tensor for name, tensor in self._model.state_dict().items()}
-        tensors |= {f"best.{name}": tensor for name, tensor in self._best.items()}
+        tensors = named("model", self._model.state_dict()) | named("best", self._best)
         for index, values in self._optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{index}.{name}": v for name, v in values.items() if v is not None}
+            kept = {name: value for name, value in values.items() if value is not None}
+            tensors |= named(f"optimiser.{index}", kept)
         facts = ("step", "history", "stale", "_sums", "_images")
         self._checkpoint.save(tensors, {name: getattr(self, name) for name in facts})
 
     def _restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         vars(self).update(facts)
-        self._model.load_state_dict(_under("model", tensors))
-        self._best = _under("best", tensors)
+        self._model.load_state_dict(under("model", tensors))
+        self._best = under("best", tensors)
         values: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _under("optimiser", tensors).items():
+        for name, tensor in under("optimiser", tensors).items():
             index, _, key = name.partition(".")
             values.setdefault(int(index), {})[key] = tensor
         self._optimiser.load_state_dict({**self._optimiser.state_dict(), "state": values})
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with the prefix and a dot, without these."""
-    start = f"{prefix}."
-    return {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
 
 
 def _split(count: int, settings: TrainingSettings, seed: int) -> tuple[Tensor, Tensor]:
