@@ -118,6 +118,7 @@ def main() -> None:
         costs = method_costs(detector, image_size=run.image_size, training=True)
         facts = {
             **asdict(run),
+            "settings": dict(inspector.product(tasks[0].name).settings),  # all, as it was learnt
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "products": [report.as_dict() for report in reports],
@@ -148,6 +149,7 @@ def markdown(runs: dict[str, Any]) -> str:
         "`python benchmarks/teacher_student.py DATA --weights FOLDER --work FOLDER`",
         "",
         "MiB: the backbone up to the last block used, and what the method adds, parameters and buffers.",
+        "Seconds are those of the last attempt at a training, and depend on what else the machine did.",
         "MMACs: of inspecting an image, and of training on it for an epoch with cached frozen features.",
         "",
         f"| run | product | {' | '.join(titles)} |",

@@ -12,16 +12,11 @@ import torch
 from torch import Tensor
 
 from continuad.backbones import Backbone, create_backbone
-from continuad.continual.learners import (
-    STRATEGIES,
-    ElasticWeightConsolidation,
-    Joint,
-    Learner,
-    LearningWithoutForgetting,
-    OneDetector,
-    Replay,
-    Routed,
-)
+from continuad.continual.learners import Joint, Learner, OneDetector
+from continuad.continual.penalised import ElasticWeightConsolidation, LearningWithoutForgetting
+from continuad.continual.replayed import Replay
+from continuad.continual.routed_learner import Routed
+from continuad.continual.strategies import STRATEGIES
 from continuad.detectors import METHODS, Detector
 from continuad.detectors.trained import Phase, TrainedDetector
 from continuad.errors import SettingsError

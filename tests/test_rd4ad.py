@@ -338,8 +338,6 @@ def test_interrupted_training_goes_on_and_ends_bit_by_bit_the_same(
     tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
 ) -> None:
     monkeypatch.setattr(Checkpoint, "is_due", lambda self: True)
-    # a convolution rounds otherwise in a batch of other images, and which are asked for first differs here
-    monkeypatch.setattr("continuad.detectors.frozen.BATCH", 1)
     whole, halted, resumed = (RD4AD(tiny, RD4ADSettings(training=QUICK)) for _ in range(3))
     untrained = copy.deepcopy(halted.state_dict())
     images = pixels(10, 48, 48)

@@ -10,7 +10,7 @@ import pytest
 
 from continuad.bench.grid import RunSpec
 from continuad.bench.scenario import SCENARIOS, run_scenario
-from continuad.continual.learners import STRATEGIES
+from continuad.continual.strategies import STRATEGIES
 from continuad.datasets import Task
 from continuad.datasets.demo import demo_task, write_mvtec
 from continuad.errors import ContinuadError, SettingsError

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from continuad.backbones import create_backbone
 from continuad.bench.grid import RunSpec
-from continuad.continual.learners import STRATEGIES, Learner, Strategy
+from continuad.continual.learners import Learner
+from continuad.continual.strategies import STRATEGIES, Strategy
 from continuad.datasets import Task, load_tasks
 from continuad.detectors import METHODS
 from continuad.detectors.checkpoint import Checkpoint
