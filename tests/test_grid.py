@@ -169,6 +169,7 @@ def base(root: Path) -> RunSpec:
         strategy_settings={},
         dataset=dataset(root / "data", "bolt", "nut", "cap"),
         layout="auto",
+        device="cpu",
     )
 
 
@@ -189,8 +190,17 @@ FIELDS: dict[str, Any] = {
     "strategy_settings": {"images": 1},
     "dataset": Path("data"),
     "layout": "mvtec",
+    "device": "cuda",
 }
 NO_PATHS = [name for name in FIELDS if name != "dataset"]
+
+
+def test_the_key_changes_with_the_defaults_of_what_is_run(tmp_path: Path) -> None:
+    run = base(tmp_path)
+    one, same, other = (
+        run.key(Fingerprints(defaults=lambda run, epochs=epochs: {"epochs": epochs})) for epochs in (1, 1, 2)
+    )
+    assert one == same != other
 
 
 def test_no_field_is_left_out_below() -> None:

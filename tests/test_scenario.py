@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from continuad.bench.exam import examples
 from continuad.bench.grid import RunSpec
-from continuad.bench.scenario import SCENARIOS, run_scenario
+from continuad.bench.scenario import SCENARIOS, full_settings, run_scenario
 from continuad.continual.strategies import STRATEGIES
 from continuad.datasets import Task
 from continuad.datasets.demo import demo_task, write_mvtec
 from continuad.errors import ContinuadError, SettingsError
+from continuad.images import load_image
 
 PRODUCTS = ("cap", "wood", "flange")
+MEASURED = ("learn_seconds", "ms_per_image", "inspection_peak_bytes", "training_peak_bytes")
 QUICK = {"training": {"epochs": 2, "min_steps": 0, "batch_size": 4}}
 
 
@@ -61,7 +66,11 @@ def test_every_strategy_runs_through_a_stream(data: Path, tmp_path: Path, strate
     )
     assert pairs(rows) == [(PRODUCTS[i], PRODUCTS[j]) for i in range(3) for j in range(i + 1)]
     assert all(0 <= row[name] <= 1 for row in rows for name in ("i_auroc", "p_auroc", "p_f1max", "aupro"))
-    assert all(row["bytes"] > 0 < row["learn_seconds"] for row in rows)
+    assert all(row["model_bytes"] > 0 < row["learn_seconds"] for row in rows)
+    assert {row["total_bytes"] - row["model_bytes"] - row["memory_bytes"] for row in rows} == {
+        rows[0]["backbone_bytes"]
+    }
+    assert [row["step"] for row in rows] == [0, 1, 1, 2, 2, 2]
     assert all(math.isnan(row["routing_accuracy"]) != (strategy == "routed") for row in rows)
     assert ticks == sorted(ticks)
     assert ticks[-1] == 1
@@ -90,7 +99,7 @@ def test_a_run_that_is_stopped_goes_on_after_the_last_task(
 
 
 def timeless(rows: list[dict[str, Any]]) -> str:
-    return repr([{key: value for key, value in row.items() if key != "learn_seconds"} for row in rows])
+    return repr([{key: value for key, value in row.items() if key not in MEASURED} for row in rows])
 
 
 def test_the_same_run_gives_the_same_rows(data: Path, tmp_path: Path) -> None:
@@ -103,11 +112,25 @@ def test_the_same_run_gives_the_same_rows(data: Path, tmp_path: Path) -> None:
     assert first != third
 
 
+def test_a_defect_of_each_task_is_drawn(data: Path, tmp_path: Path) -> None:
+    run_scenario(spec(data), tmp_path)
+    marked = []
+    for name in PRODUCTS:
+        drawn = {what: load_image(path) for what, path in examples(tmp_path / "examples", name).items()}
+        assert {what: each.shape for what, each in drawn.items()} == dict.fromkeys(
+            ("photo", "truth", "map"), (64, 64, 3)
+        )
+        assert 0 < (drawn["truth"] == 255).mean() < 0.5
+        marked.append(not np.array_equal(drawn["photo"], drawn["map"]))
+    assert any(marked)
+    assert examples(tmp_path / "examples", "wheel") == {}
+
+
 def test_single_is_each_task_by_itself(data: Path, tmp_path: Path) -> None:
     rows = run_scenario(spec(data, scenario="single"), tmp_path)
     assert pairs(rows) == [(name, name) for name in PRODUCTS]
     alone = run_scenario(spec(data, scenario="single", products=("wood",)), tmp_path / "alone")
-    assert timeless(rows[1:2]) == timeless(alone)
+    assert timeless([{**rows[1], "step": 0}]) == timeless(alone)
 
 
 def test_all_at_once(data: Path, tmp_path: Path) -> None:
@@ -139,3 +162,17 @@ def test_a_run_that_cannot_be_is_refused(
 ) -> None:
     with pytest.raises((SettingsError, ContinuadError), match=words):
         run_scenario(spec(data, **change), tmp_path)
+    with pytest.raises(SettingsError, match=words):
+        full_settings(spec(data, **change))
+
+
+def test_full_settings_are_plain_and_complete(data: Path) -> None:
+    found = full_settings(spec(data, strategy="replay", strategy_settings={"size": 6}, seed=3))
+    assert found["strategy"] == {"size": 6, "rule": "add", "seed": 3}
+    assert found["method"]["training"] | QUICK["training"] == found["method"]["training"]
+    assert len(found["method"]["training"]) > 5
+    assert json.loads(json.dumps(found)) is not None
+    with pytest.raises(SettingsError, match="is for mcunet_in3, not for tiny"):
+        full_settings(spec(data, method="paste-mcunet"))
+    with pytest.raises(SettingsError, match="no backbone named 'tinny'"):
+        full_settings(spec(data, backbone="tinny"))

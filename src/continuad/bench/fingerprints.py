@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from continuad.datasets import load_tasks
 from continuad.errors import ContinuadError, DatasetError, WeightsError
 from continuad.images import ImageSource
 from continuad.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from continuad.bench.grid import RunSpec
 
 
 def is_weights_file(source: str) -> bool:
@@ -17,15 +21,23 @@ def is_weights_file(source: str) -> bool:
     return source not in ("auto", "random") and "://" not in source
 
 
+def no_defaults(run: RunSpec, /) -> None:  # noqa: ARG001 - as those that know some have it
+    """Know of no defaults."""
+
+
 class Fingerprints:
     """SHA-256 of datasets and weights files, in hex; each file is read once.
 
     Args:
         progress: told about the images of a dataset that is being read.
+        defaults: says what a run's settings come to, as plain values for JSON.
     """
 
-    def __init__(self, *, progress: Progress = silent) -> None:
+    def __init__(
+        self, *, progress: Progress = silent, defaults: Callable[[RunSpec], Any] = no_defaults
+    ) -> None:
         self._progress = progress
+        self.defaults = defaults
         self._files: dict[Path, str] = {}
         self._datasets: dict[tuple[Path, str, tuple[str, ...] | None], str] = {}
 

@@ -52,6 +52,7 @@ class RunSpec:
         strategy_settings: the same for the strategy.
         dataset: its folder; absolute where runs are sent to other machines.
         layout: its arrangement, as for `load_tasks`.
+        device: where to compute, such as "cpu" or "cuda".
     """
 
     method: str
@@ -66,6 +67,7 @@ class RunSpec:
     strategy_settings: Mapping[str, Any] = field(default_factory=dict)
     dataset: Path
     layout: str = "auto"
+    device: str = "cpu"
 
     def __str__(self) -> str:
         return f"{self.method}, {self.backbone}, {self.strategy}, {self.scenario}, seed {self.seed}"
@@ -84,13 +86,15 @@ class RunSpec:
             "backbone": self.backbone,
             "weights": Path(self.weights).name if is_weights_file(self.weights) else self.weights,
             "image_size": self.image_size,
+            "device": self.device,
             "seed": self.seed,
         }
 
     def key(self, fingerprints: Fingerprints) -> str:
         """Return 32 hex digits that stand for the result: they change with whatever it depends on.
 
-        Those are the fields, what lies behind their paths (not the paths themselves) and continuad's version.
+        Those are the fields, what lies behind their paths (not the paths themselves), the defaults that the
+        settings change, and continuad's version.
 
         Raises:
             ContinuadError: the dataset or the weights file cannot be read.
@@ -98,6 +102,7 @@ class RunSpec:
         behind = {
             "dataset": fingerprints.dataset(self.dataset, layout=self.layout, products=self.products),
             "weights": fingerprints.weights(self.weights),
+            "defaults": fingerprints.defaults(self),
             "continuad": __version__,
         }
         return hashlib.sha256(_json({**self.facts(), **behind}).encode()).hexdigest()[:32]
@@ -158,6 +163,7 @@ _AXES = {
     "backbone": _Axis(str),
     "weights": _Axis(str, "auto"),
     "image_size": _Axis(int, 256, least=1),
+    "device": _Axis(str, "cpu"),
     "seed": _Axis(int, 0),
 }
 _SETTINGS = {"settings": "method", "strategy_settings": "strategy"}

@@ -2,6 +2,7 @@
 
 folder/
   runs/KEY.json     a finished run, written whole or not at all
+  examples/KEY/     the pictures that it left
   failed/KEY.txt    the traceback of a run's last failure
   work/KEY/         what an unfinished run keeps for its next attempt
   results.csv       the rows of all finished runs of the last grid; results.parquet too where pyarrow is
@@ -47,6 +48,7 @@ class FinishedRun:
         rows: as the work returned them.
         seconds: wall time of the attempt that finished it.
         environment: versions, the kind of machine and the threads that it was computed with.
+        examples: folder of the pictures that it left; it may not be there.
     """
 
     key: str
@@ -54,6 +56,7 @@ class FinishedRun:
     rows: Sequence[Row]
     seconds: float
     environment: Mapping[str, str | int]
+    examples: Path
 
     def table(self) -> list[Row]:
         """Return the rows, each behind the facts of the run."""
@@ -205,7 +208,7 @@ class _Store:
         self._folder = folder
         self._runs = runs
         with _using(folder):
-            for name in ("runs", "failed", "work"):
+            for name in ("runs", "examples", "failed", "work"):
                 (folder / name).mkdir(exist_ok=True)
 
     def work(self, key: str) -> Path:
@@ -224,7 +227,7 @@ class _Store:
                 return None
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        return FinishedRun(key, self._runs[key], record["rows"], record["seconds"], record["environment"])
+        return self._finished(key, record["rows"], record["seconds"], record["environment"])
 
     def keep(self, key: str, end: Finished | Failed) -> Ended:
         """Put down how a run ended."""
@@ -233,12 +236,28 @@ class _Store:
             if isinstance(end, Failed):
                 trace.write_text(f"{run}\n\n{end.trace}", encoding="utf-8")
                 return FailedRun(key, run, end.problem, trace)
+            self._keep_examples(key)
             record = {"key": key, "run": run.facts(), **vars(end)}
             text = json.dumps({"sha256": _checksum(record), **record}, indent=1, allow_nan=False)
             write_whole(self._record(key), text.encode())
             trace.unlink(missing_ok=True)
         shutil.rmtree(self.work(key), ignore_errors=True)  # what stays of it does no harm
-        return FinishedRun(key, run, **vars(end))
+        return self._finished(key, **vars(end))
+
+    def _finished(
+        self, key: str, rows: Sequence[Row], seconds: float, environment: Mapping[str, str | int]
+    ) -> FinishedRun:
+        return FinishedRun(key, self._runs[key], rows, seconds, environment, self._examples(key))
+
+    def _keep_examples(self, key: str) -> None:
+        """Move the pictures of a run that is about to be put down as finished."""
+        drawn = self.work(key) / "examples"
+        if drawn.is_dir():
+            shutil.rmtree(self._examples(key), ignore_errors=True)
+            drawn.replace(self._examples(key))
+
+    def _examples(self, key: str) -> Path:
+        return self._folder / "examples" / key
 
     def _record(self, key: str) -> Path:
         return self._folder / "runs" / f"{key}.json"

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from continuad.backbones import create_backbone
+from continuad.backbones import BACKBONES, create_backbone
+from continuad.bench.exam import Exam, load_images
 from continuad.bench.grid import RunSpec
-from continuad.continual.learners import Learner
 from continuad.continual.strategies import STRATEGIES, Strategy
 from continuad.datasets import Task, load_tasks
-from continuad.detectors import METHODS
+from continuad.detectors import METHODS, Detector
 from continuad.detectors.checkpoint import Checkpoint
-from continuad.errors import SettingsError
-from continuad.images import load_mask, load_stack, resize_mask
-from continuad.metrics import PixelMetrics, image_scores
+from continuad.detectors.costs import method_costs
+from continuad.errors import ContinuadError, SettingsError
 from continuad.progress import Progress, silent
 from continuad.registry import Registry
 
@@ -73,19 +70,38 @@ def continual(tasks: Sequence[Task]) -> Iterator[Step]:
         yield Step([task], tasks[: number + 1], number == 0)
 
 
+def full_settings(run: RunSpec) -> dict[str, Any]:
+    """Return all settings of a run's method and strategy, defaults included, as plain values.
+
+    Raises:
+        SettingsError: something that it names does not exist, or its parts do not go together.
+    """
+    method, strategy = METHODS[run.method], STRATEGIES[run.strategy]
+    _ = SCENARIOS[run.scenario], BACKBONES[run.backbone]
+    if method.backbone not in (None, run.backbone):
+        raise SettingsError(
+            f"The method {run.method} is for {method.backbone}, not for {run.backbone}.",
+            f"Use {method.backbone}, or a method for any backbone.",
+        )
+    settings = asdict(method.configure(run.settings))
+    return {"method": settings, "strategy": _strategy_settings(strategy, run)}
+
+
 def run_scenario(run: RunSpec, folder: Path, progress: Progress = silent) -> list[dict[str, Any]]:
     """Learn and test; the result depends on nothing but the run.
 
     Args:
         run: what to do.
-        folder: for unfinished work: what was learnt and measured is kept there after each step.
+        folder: for unfinished work: what was learnt and measured is kept there after each step. Pictures of a
+            defect of each task, see `Exam.examples`, are left in its subfolder `examples`.
         progress: told about the whole run.
 
     Returns:
-        A row for each test of a task: `after` (what had been learnt last) and `task`; image and pixel metrics
-        (thresholds over this task's images and pixels; pixels of normal images and of defective ones with a
-        mask); `routing_accuracy` (NaN where no task is recognised); `bytes` that the learner holds beside the
-        backbone and `learn_seconds` of the step.
+        A row for each test of a task: `step` (from 0), `after` (what had been learnt last) and `task`; image
+        and pixel metrics (thresholds over this task's images and pixels; pixels of normal images and of
+        defective ones with a mask); `routing_accuracy` (NaN where no task is recognised); `ms_per_image`;
+        `learn_seconds` of the step; `backbone_bytes` up to the last block used, `model_bytes` and
+        `memory_bytes` of the learner, `total_bytes`; and what `method_costs` says of the method.
 
     Raises:
         ContinuadError: the run cannot be done.
@@ -93,9 +109,12 @@ def run_scenario(run: RunSpec, folder: Path, progress: Progress = silent) -> lis
     strategy, method = STRATEGIES[run.strategy], METHODS[run.method]
     tasks = load_tasks(run.dataset, layout=run.layout, products=run.products)
     steps = list(SCENARIOS[run.scenario](tasks))
-    backbone = create_backbone(run.backbone, weights=run.weights)
+    backbone = create_backbone(run.backbone, weights=run.weights).to(run.device)
     settings = _strategy_settings(strategy, run)
-    build = partial(method.build, backbone, run.settings)
+
+    def build() -> Detector:
+        return method.build(backbone, run.settings).to(run.device)
+
     learner = strategy.learner(build, **settings)
     kept = Checkpoint(folder / "learner.safetensors", run.facts())
     rows: list[dict[str, Any]] = []
@@ -105,44 +124,48 @@ def run_scenario(run: RunSpec, folder: Path, progress: Progress = silent) -> lis
         tensors, state = saved
         rows, learnt, done = state["rows"], state["learnt"], state["done"]
         learner.restore(learnt, tensors)
+    costs = _costs(build(), run.image_size)
+    exams: dict[str, Exam] = {}
     for number, step in enumerate(steps[done:], start=done):
         part = partial(_part, progress, number, len(steps))
         if step.is_new and learnt:
             learner, learnt = strategy.learner(build, **settings), []
-        images = torch.cat([_images(task.train, run.image_size) for task in step.learn])
+        images = torch.cat([load_images(task.train, run.image_size) for task in step.learn]).to(run.device)
         started = time.perf_counter()
         learner.learn(step.name, images, seed=run.seed, progress=partial(part, 0, LEARNING))
-        facts = {"bytes": learner.bytes, "learn_seconds": time.perf_counter() - started}
+        facts = {
+            "learn_seconds": time.perf_counter() - started,
+            "model_bytes": learner.model_bytes,
+            "memory_bytes": learner.memory_bytes,
+            "total_bytes": costs["backbone_bytes"] + learner.model_bytes + learner.memory_bytes,
+            **costs,
+        }
         for index, task in enumerate(step.test):
             part(LEARNING, TICKS, index, len(step.test), "inspecting")
-            metrics = _test(learner, task, run.image_size)
-            rows.append({"after": step.name, "task": task.name, **metrics, **facts})
+            if task.name not in exams:
+                exams[task.name] = Exam(task, run.image_size, run.device)
+            result = exams[task.name].take(learner, pictures=folder / "examples")
+            rows.append({"step": number, "after": step.name, "task": task.name, **result, **facts})
         learnt.append(step.name)
         kept.save(learner.tensors(), {"rows": rows, "learnt": learnt, "done": number + 1})
     progress(1, 1, "done")
     return rows
 
 
-def _test(learner: Learner, task: Task, image_size: int) -> dict[str, float]:
-    """Metrics of a task's test images."""
-    found = learner.inspect(_images([sample.image for sample in task.test], image_size))
-    pixels, defective = PixelMetrics(), np.array([sample.is_anomalous for sample in task.test], np.bool_)
-    for sample, each in zip(task.test, found, strict=True):
-        assert each.anomaly_map is not None  # noqa: S101 - learners reject nothing
-        if not sample.is_anomalous:
-            pixels.update(each.anomaly_map[None], np.zeros((1, image_size, image_size), np.bool_))
-        elif sample.mask is not None:
-            pixels.update(each.anomaly_map[None], resize_mask(load_mask(sample.mask), image_size)[None])
-    routed = [each.product == task.name for each in found if each.product is not None]
+def _costs(detector: Detector, image_size: int) -> dict[str, Any]:
+    """What the method costs; peaks are None where this system cannot measure them."""
+    try:
+        costs = method_costs(detector, image_size=image_size, training=True, peaks=True)
+    except ContinuadError:
+        costs = method_costs(detector, image_size=image_size, training=True)
     return {
-        **vars(image_scores([each.score for each in found], defective)),
-        **vars(pixels.compute()),
-        "routing_accuracy": float(np.mean(routed)) if routed else float("nan"),
+        "backbone_bytes": costs.backbone_parameter_bytes + costs.backbone_buffer_bytes,
+        "macs": costs.macs,
+        "training_macs_forward": costs.training_macs_forward,
+        "training_macs": costs.training_macs,
+        "inspection_peak_bytes": costs.inspection_peak_bytes,
+        "training_peak_bytes": costs.training_peak_bytes,
     }
-
-
-def _images(sources: Sequence[Any], size: int) -> Tensor:
-    return torch.from_numpy(load_stack(sources, size))
 
 
 def _strategy_settings(strategy: Strategy, run: RunSpec) -> dict[str, Any]:

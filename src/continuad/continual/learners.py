@@ -36,8 +36,13 @@ class Learner(ABC):
 
     @property
     @abstractmethod
-    def bytes(self) -> int:
-        """What is held beside the frozen backbone: networks, buffers, prototypes, and the like."""
+    def model_bytes(self) -> int:
+        """Size of the detectors' networks, the frozen backbone left out."""
+
+    @property
+    @abstractmethod
+    def memory_bytes(self) -> int:
+        """Size of what the strategy keeps beside them: stored items, prototypes, importances."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
@@ -88,9 +93,14 @@ class OneDetector(Learner):
         return found
 
     @property
-    def bytes(self) -> int:
+    def model_bytes(self) -> int:
         """The detector."""
         return state_bytes(self.detector).total
+
+    @property
+    def memory_bytes(self) -> int:
+        """Nothing."""
+        return 0
 
     def tensors(self) -> dict[str, Tensor]:
         """The detector's state."""
@@ -116,9 +126,9 @@ class Joint(OneDetector):
         self.detector.train_on(Samples(together), count=len(together), seed=seed, progress=progress)
 
     @property
-    def bytes(self) -> int:
-        """The detector and the images."""
-        return super().bytes + sum(images.nbytes for images in self._images)
+    def memory_bytes(self) -> int:
+        """The images."""
+        return sum(images.nbytes for images in self._images)
 
     def tensors(self) -> dict[str, Tensor]:
         """The detector and the images."""

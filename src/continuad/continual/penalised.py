@@ -125,9 +125,9 @@ class ElasticWeightConsolidation(OneDetector):
         self.values |= {f"{phase.name}.{key}": p.detach().clone() for key, p in parameters.items()}
 
     @property
-    def bytes(self) -> int:
-        """The detector, the importances and the values."""
-        return super().bytes + sum(t.nbytes for t in (*self.importances.values(), *self.values.values()))
+    def memory_bytes(self) -> int:
+        """The importances and the values."""
+        return sum(t.nbytes for t in (*self.importances.values(), *self.values.values()))
 
     def tensors(self) -> dict[str, Tensor]:
         """The detector, the importances and the values."""

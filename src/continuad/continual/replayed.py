@@ -82,9 +82,9 @@ class Replay(OneDetector):
         return replace(phase, losses=losses)
 
     @property
-    def bytes(self) -> int:
-        """The detector and the buffer."""
-        return super().bytes + self.buffer.bytes
+    def memory_bytes(self) -> int:
+        """The buffer."""
+        return self.buffer.bytes
 
     def tensors(self) -> dict[str, Tensor]:
         """The detector and the buffer."""

@@ -55,10 +55,14 @@ class Routed(Learner):
         return found
 
     @property
-    def bytes(self) -> int:
-        """The detectors and the prototypes."""
-        heads = sum(state_bytes(each).total for each in self._detectors.values())
-        return heads + sum(prototype.nbytes for prototype in self._prototypes.values())
+    def model_bytes(self) -> int:
+        """The detectors."""
+        return sum(state_bytes(each).total for each in self._detectors.values())
+
+    @property
+    def memory_bytes(self) -> int:
+        """The prototypes."""
+        return sum(prototype.nbytes for prototype in self._prototypes.values())
 
     def tensors(self) -> dict[str, Tensor]:
         """The detectors' states and the prototypes, by the number of the task."""
