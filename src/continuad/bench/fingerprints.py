@@ -21,7 +21,7 @@ def is_weights_file(source: str) -> bool:
     return source not in ("auto", "random") and "://" not in source
 
 
-def no_defaults(run: RunSpec, /) -> None:  # noqa: ARG001 - as those that know some have it
+def no_defaults(run: RunSpec, /) -> None:
     """Know of no defaults."""
 
 
