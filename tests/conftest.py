@@ -9,6 +9,7 @@ import shutil
 import signal
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from PIL import Image
 
 from continuad import Inspector, Verdict
+from continuad.cli import main
 
 Photo = npt.NDArray[np.uint8]
 
@@ -28,6 +30,31 @@ QUICK = {"taps": ["layer2"], "smoothing": 0, "training": {"epochs": 1, "min_step
 CHILD_SECONDS = 60
 REMOVALS = ("unlink", "rmdir")
 CHANGES = ("mkdir", "rename", "replace", "fsync", *REMOVALS)
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in this process."""
+
+    def run(*words: str | Path) -> Result:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([str(word) for word in words])
+        captured = capsys.readouterr()
+        assert isinstance(end.value.code, int)
+        return Result(end.value.code, captured.out, captured.err)
+
+    return run
 
 
 def photos(name: str, count: int, *, seed: int = 0, width: int = 48, height: int = 48) -> list[Photo]:

@@ -80,11 +80,11 @@ def count_threads(run: RunSpec, folder: Path, progress: Progress) -> list[dict[s
     return [{"torch": torch.get_num_threads(), "sum": float((matrix @ matrix).sum())}]
 
 
-def inline(work: Work, jobs: list[Job], workers: int) -> Events:
+def inline(work: Work, jobs: list[Job], workers: int, threads: int) -> Events:
     """An engine that executes one job after another in this process."""
     for job in jobs:
         reports: list[float] = []
-        end = execute(work, job, 1, reports.append)
+        end = execute(work, job, threads, reports.append)
         yield from ((job.key, report) for report in reports)
         yield job.key, end
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,8 +22,9 @@ from PIL import Image
 from rich.console import Console
 from typer.main import get_command
 
+from conftest import Result, Run
 from continuad import Inspector, __version__
-from continuad.cli import app, main, options
+from continuad.cli import app, options
 from continuad.cli import progress as progress_module
 from continuad.cli.demo import PRODUCTS
 from continuad.cli.progress import ProgressBar
@@ -38,36 +39,22 @@ from continuad.inspector import Product
 from continuad.inspector import inspector as inspector_module
 from continuad.progress import Progress
 
-COMMANDS = ("demo", "learn", "inspect", "products", "forget", "recalibrate", "evaluate", "methods", "costs")
+COMMANDS = (
+    "demo",
+    "learn",
+    "inspect",
+    "products",
+    "forget",
+    "recalibrate",
+    "evaluate",
+    "bench",
+    "methods",
+    "costs",
+)
 SETTINGS = {"training": {"epochs": 2, "min_steps": 0}}
 FAST = ("--set", "training.epochs=2", "--set", "training.min_steps=0")
 BARE = ("--backbone", "tiny", "--weights", "random", "--image-size", "64")
 TINY = (*BARE, *FAST)
-
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command in this process."""
-
-    def run(*words: str | Path) -> Result:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main([str(word) for word in words])
-        captured = capsys.readouterr()
-        assert isinstance(end.value.code, int)
-        return Result(end.value.code, captured.out, captured.err)
-
-    return run
 
 
 @pytest.fixture(scope="session")

@@ -72,6 +72,30 @@ def test_settings_reach_the_runs_of_their_method_and_strategy(tmp_path: Path) ->
     ]
 
 
+def test_weights_may_differ_by_backbone(tmp_path: Path) -> None:
+    text = LEAST.replace('"tiny"', '["tiny", "phinet", "resnet18"]')
+    text += '[weights]\nphinet = "phi.pth"\ntiny = "random"\n'
+    expected = [("tiny", "random"), ("phinet", str(tmp_path / "phi.pth")), ("resnet18", "auto")]
+    assert [(run.backbone, run.weights) for run in load(tmp_path, text)] == expected
+    with pytest.raises(SettingsError, match=r"\[weights.mcunet_in4\] is for a backbone not run"):
+        load(tmp_path, text + 'mcunet_in4 = "auto"\n')
+    with pytest.raises(SettingsError, match=r"weights.resnet18 is 3"):
+        load(tmp_path, text + "resnet18 = 3\n")
+
+
+def test_overrides_replace_what_the_file_and_its_entries_say(tmp_path: Path) -> None:
+    text = LEAST.replace('dataset = "data"\n', "") + '[[run]]\nweights = "random"\n[[run]]\nseed = 3\n'
+    (tmp_path / "study.toml").write_text(text)
+    overrides = {"dataset": "/elsewhere", "weights": {"tiny": "auto"}}
+    runs = load_grid(tmp_path / "study.toml", overrides=overrides).runs
+    assert [(run.dataset, run.weights, run.seed) for run in runs] == [
+        (Path("/elsewhere"), "auto", 0),
+        (Path("/elsewhere"), "auto", 3),
+    ]
+    with pytest.raises(SettingsError, match="for a backbone not run"):
+        load_grid(tmp_path / "study.toml", overrides={**overrides, "weights": {"phinet": "auto"}})
+
+
 def test_run_entries_are_grids_that_override_the_top(tmp_path: Path) -> None:
     text = LEAST + "seed = [0, 1]\n[settings.stfpm]\nlayers = 3\ntraining.epochs = 9\n"
     text += "[[run]]\n"
@@ -195,12 +219,15 @@ FIELDS: dict[str, Any] = {
 NO_PATHS = [name for name in FIELDS if name != "dataset"]
 
 
-def test_the_key_changes_with_the_defaults_of_what_is_run(tmp_path: Path) -> None:
+def test_the_key_is_of_what_the_settings_come_to(tmp_path: Path) -> None:
     run = base(tmp_path)
-    one, same, other = (
-        run.key(Fingerprints(defaults=lambda run, epochs=epochs: {"epochs": epochs})) for epochs in (1, 1, 2)
-    )
-    assert one == same != other
+    other = replace(run, settings={"training": {"epochs": 1, "rate": 0.4}})
+
+    def key(run: RunSpec, rate: float) -> str:
+        return run.key(Fingerprints(settings=lambda run: {"rate": rate} | run.settings["training"]))
+
+    assert key(run, 0.4) == key(other, 0.4) == key(other, 0.5)
+    assert len({key(run, 0.4), key(run, 0.5), run.key(Fingerprints()), other.key(Fingerprints())}) == 4
 
 
 def test_no_field_is_left_out_below() -> None:

@@ -19,6 +19,15 @@ from continuad.continual.replay import ReplayBuffer, batch_shares
 from continuad.errors import ContinuadError, SettingsError
 
 
+def draw(
+    buffer: ReplayBuffer, count: int, rng: np.random.Generator, *, balanced: bool = False
+) -> tuple[Tensor, list[str]]:
+    """Items as a training would replay them, and the task of each."""
+    numbers = buffer.choose(count, rng, balanced=balanced)
+    names = [name for name, held in buffer.counts.items() for _ in range(held)]
+    return buffer.items()[numbers], [names[number] for number in numbers]
+
+
 def numbered(task: int, count: int) -> Tensor:
     """Items (count, 1, 1, 2) that hold the number of their task and their own."""
     return torch.tensor([[task, index] for index in range(count)], dtype=torch.float32).view(count, 1, 1, 2)
@@ -48,7 +57,7 @@ def items_for(codec: str, seed: int) -> Tensor:
 
 
 def drawn(buffer: ReplayBuffer, seed: int = 0) -> tuple[bytes, list[str]]:
-    items, names = buffer.draw(20, np.random.default_rng(seed))
+    items, names = draw(buffer, 20, np.random.default_rng(seed))
     return items.numpy().tobytes(), names
 
 
@@ -226,7 +235,7 @@ def test_settings_that_cannot_be_are_refused(size: int, codec: str, seed: int, m
 
 def test_a_task_is_drawn_uniformly_and_then_one_of_its_items() -> None:
     buffer = filled(1, 2, 9, size=15)  # 1, 2 and 5 items
-    items, names = buffer.draw(6000, np.random.default_rng(0))
+    items, names = draw(buffer, 6000, np.random.default_rng(0))
     assert items.shape == (6000, 1, 1, 2)
     pairs = Counter((int(task), int(index)) for task, index in items.flatten(1).tolist())
     assert Counter(int(name) for name in names) == Counter(items[:, 0, 0, 0].int().tolist())
@@ -238,7 +247,7 @@ def test_a_task_is_drawn_uniformly_and_then_one_of_its_items() -> None:
 
 def test_draws_within_a_batch_are_independent() -> None:
     buffer, rng = filled(2, 2, size=4), np.random.default_rng(0)
-    pairs = Counter(tuple(buffer.draw(2, rng)[0].flatten(1)[:, 0].int().tolist()) for _ in range(1200))
+    pairs = Counter(tuple(draw(buffer, 2, rng)[0].flatten(1)[:, 0].int().tolist()) for _ in range(1200))
     assert 0.001 < chisquare([pairs[a, b] for a in (0, 1) for b in (0, 1)]).pvalue < 0.999
 
 
@@ -246,14 +255,14 @@ def test_balanced_draws_take_every_task_equally_often_or_once_more() -> None:
     buffer, rng = filled(1, 1, 9, size=15), np.random.default_rng(0)
     more: Counter[str] = Counter()
     for _ in range(600):
-        items, names = buffer.draw(8, rng, balanced=True)
+        items, names = draw(buffer, 8, rng, balanced=True)
         assert [str(task) for task in items[:, 0, 0, 0].int().tolist()] == names
         counts = Counter(names)
         assert sorted(counts.values()) == [2, 3, 3]
         more.update(name for name, count in counts.items() if count == 3)
     assert chisquare([more[name] for name in "012"]).pvalue > 0.001  # each in two of three batches
     indices = Counter(
-        int(i) for _ in range(300) for t, i in buffer.draw(3, rng, balanced=True)[0].flatten(1) if t == 2
+        int(i) for _ in range(300) for t, i in draw(buffer, 3, rng, balanced=True)[0].flatten(1) if t == 2
     )
     assert indices.keys() == set(stored(buffer)["2"])
     assert 0.001 < chisquare([*indices.values()]).pvalue < 0.999
@@ -262,14 +271,14 @@ def test_balanced_draws_take_every_task_equally_often_or_once_more() -> None:
 def test_with_fewer_draws_than_tasks_balanced_ones_are_of_different_tasks() -> None:
     buffer = filled(*[4] * 6, size=12)
     for seed in range(20):
-        assert len(set(buffer.draw(4, np.random.default_rng(seed), balanced=True)[1])) == 4
+        assert len(set(draw(buffer, 4, np.random.default_rng(seed), balanced=True)[1])) == 4
 
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_what_is_drawn_is_what_was_encoded(codec: str) -> None:
     buffer = ReplayBuffer(6, codec, seed=0)
     buffer.add("a", items_for(codec, 0))
-    items, names = buffer.draw(9, np.random.default_rng(0))
+    items, names = draw(buffer, 9, np.random.default_rng(0))
     encoded = CODECS[codec].encode(items_for(codec, 0)).decode(range(6))
     assert names == ["a"] * 9
     assert items.dtype == items_for(codec, 0).dtype
@@ -277,20 +286,20 @@ def test_what_is_drawn_is_what_was_encoded(codec: str) -> None:
 
 
 def test_drawing_nothing_gives_nothing() -> None:
-    items, names = filled(3, size=3).draw(0, np.random.default_rng(0), balanced=True)
+    items, names = draw(filled(3, size=3), 0, np.random.default_rng(0), balanced=True)
     assert (items.shape, items.dtype, names) == ((0, 1, 1, 2), torch.float32, [])
 
 
 def test_changing_what_was_drawn_does_not_change_the_buffer() -> None:
     buffer = filled(3, 3, size=6)
     before = drawn(buffer)
-    buffer.draw(50, np.random.default_rng(0))[0].fill_(-1)
+    draw(buffer, 50, np.random.default_rng(0))[0].fill_(-1)
     assert drawn(buffer) == before
 
 
 def test_an_empty_buffer_has_nothing_to_draw() -> None:
     with pytest.raises(ContinuadError, match=r"nothing to replay yet\. Add a task"):
-        ReplayBuffer(5, "none", seed=0).draw(1, np.random.default_rng(0))
+        draw(ReplayBuffer(5, "none", seed=0), 1, np.random.default_rng(0))
 
 
 def test_shares_of_a_batch() -> None:
@@ -332,7 +341,7 @@ def test_maps_without_variance_survive_a_file(tmp_path: Path) -> None:
     buffer.add("a", torch.ones(4, 3, 2, 2))  # not one component
     buffer.save(tmp_path / "buffer")
     assert torch.equal(
-        ReplayBuffer.load(tmp_path / "buffer").draw(1, np.random.default_rng(0))[0], torch.ones(1, 3, 2, 2)
+        draw(ReplayBuffer.load(tmp_path / "buffer"), 1, np.random.default_rng(0))[0], torch.ones(1, 3, 2, 2)
     )
 
 

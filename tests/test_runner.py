@@ -7,6 +7,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from filelock import FileLock
 
 from conftest import end_child, start_child
 from continuad.bench import on_ray, processes, runner
-from continuad.bench.execute import Event, Events, Failed, Finished, Job, Work, available_cores
+from continuad.bench.execute import Event, Events, Failed, Finished, Job, Work
 from continuad.bench.fingerprints import Fingerprints
 from continuad.bench.grid import RunSpec
 from continuad.bench.runner import Ended, FinishedRun, Results, Standing, run_grid
@@ -75,7 +76,7 @@ def test_a_worker_that_dies_does_not_keep_the_rest_from_running(
 
     text = record(folder, runs[0]).read_text()
     assert not any(place in text for place in (str(tmp_path), str(Path.home())))
-    assert json.loads(text)["environment"]["threads"] == max(1, available_cores() // 2)
+    assert json.loads(text)["environment"]["threads"] == 1
 
     (tmp_path / "mended").touch()
     monkeypatch.setattr(runner, "ENGINES", {"local": inline})
@@ -118,15 +119,14 @@ def test_an_interrupt_stops_the_workers_and_keeps_what_is_finished(
     assert starts(tmp_path)["good 1"] == 1
 
 
-def test_a_worker_has_its_share_of_the_cores_and_ends_with_its_run(
+def test_a_worker_has_so_many_threads_and_ends_with_its_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "available_cores", lambda: 3)
     monkeypatch.setattr(processes, "EXIT_SECONDS", 0.1)
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    results = run_grid([spec(tmp_path)], count_threads, folder=tmp_path / "bench", workers=2)
+    results = run_grid([spec(tmp_path)], count_threads, folder=tmp_path / "bench", workers=2, threads=2)
     assert results.failed == []
-    assert results.rows()[0]["torch"] == 1
+    assert results.rows()[0]["torch"] == 2
     assert os.environ["OMP_NUM_THREADS"] == "5"
 
 
@@ -283,7 +283,7 @@ def test_the_table_is_written_beside_the_runs(tmp_path: Path) -> None:
 def play(events: Sequence[tuple[int, Event]]) -> Any:
     """An engine to which the given things happen, each to the job of a number."""
 
-    def engine(work: Work, jobs: Sequence[Job], workers: int) -> Events:
+    def engine(work: Work, jobs: Sequence[Job], workers: int, threads: int) -> Events:
         yield from ((jobs[number].key, event) for number, event in events)
 
     return engine
@@ -334,8 +334,9 @@ def test_no_work_reports_less_than_nothing_or_more_than_all(tmp_path: Path) -> N
 
 def test_what_is_asked_for_wrongly_is_refused(tmp_path: Path) -> None:
     run = spec(tmp_path)
-    with pytest.raises(SettingsError, match="0 workers"):
-        run_grid([run], perform, folder=tmp_path / "bench", workers=0)
+    for name in ("workers", "threads"):
+        with pytest.raises(SettingsError, match=f"0 {name}"):
+            run_grid([run], perform, folder=tmp_path / "bench", **{name: 0})
     with pytest.raises(SettingsError, match="Did you mean 'local'"):
         run_grid([run], perform, folder=tmp_path / "bench", engine="locl")
     with pytest.raises(DatasetError, match="does not exist"):
@@ -380,11 +381,11 @@ class Cluster:
 
 
 @pytest.mark.parametrize(
-    ("cores", "workers", "threads"),
-    [((8,), 1, 8), ((8,), 3, 2), ((2,), 5, 1), ((8, 4, 0), 2, 6), ((8, 4), 1, 8), ((0,), 1, 1)],
+    ("cores", "threads", "fits"), [((8, 2), 8, True), ((8, 8), 9, False), ((0,), 1, False)]
 )
-def test_a_run_on_ray_fits_into_one_machine(cores: tuple[int, ...], workers: int, threads: int) -> None:
-    assert on_ray._ray_threads(Cluster(*cores), workers) == threads
+def test_a_run_on_ray_fits_into_one_machine(cores: tuple[int, ...], threads: int, fits: bool) -> None:
+    with nullcontext() if fits else pytest.raises(ContinuadError, match=f"has {threads} cores"):
+        on_ray._check_room(Cluster(*cores), threads)
 
 
 @pytest.mark.slow

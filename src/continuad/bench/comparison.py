@@ -2,8 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from continuad.backbones import BACKBONES
+from continuad.bench.summary import Group
+from continuad.detectors import METHODS
+from continuad.metrics.costs import MB, MIB, state_bytes
+
+UNITS: Mapping[str, float] = {
+    "1": 1,
+    "KiB": 2**10,
+    "MiB": MIB,
+    "MB": MB,
+    "MMACs": 1e6,
+    "GMACs": 1e9,
+    "GFLOPs": 5e8,
+    "s": 1,
+}
+"""What 1 of a column is: bytes, multiply-accumulates (two FLOPs each), seconds, or a plain number."""
 
 
 @dataclass(frozen=True)
@@ -71,3 +92,55 @@ class Comparison:
     columns: Sequence[Column]
     rows: Sequence[ComparedRow]
     remarks: Sequence[str]
+
+
+def measured_cell(published: float | None, group: Group | None, column: Column) -> Cell:
+    """Put beside a published value what the runs of a group came to; nothing if there is no group."""
+    if group is None:
+        return Cell(published, None, None)
+    # seed by seed: the deviation of a derived quantity does not follow from those of its parts
+    values = np.array([_value(Group([run]), column.quantity) for run in group.runs]) / UNITS[column.unit]
+    deviation = _known(np.std(values, ddof=1)) if len(values) > 1 else None
+    return Cell(published, _known(np.mean(values)), deviation)
+
+
+def _value(group: Group, quantity: str) -> float:
+    return DERIVED[quantity](group) if quantity in DERIVED else group.mean(quantity)
+
+
+def _known(value: np.floating) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _added_bytes(group: Group) -> float:
+    return group.mean("model_bytes") + group.mean("memory_bytes")
+
+
+def _arch_bytes(group: Group) -> float:
+    return group.mean("backbone_bytes") + group.mean("model_bytes")
+
+
+def _int8_bytes(group: Group) -> float:
+    settings = {**group.spec.settings, "int8": True}
+    with torch.device("meta"):
+        detector = METHODS[group.spec.method].build(BACKBONES[group.spec.backbone](), settings)
+    return state_bytes(detector).total
+
+
+def _with_one_head(peak: str) -> Callable[[Group], float]:
+    def memory(group: Group) -> float:
+        heads = len(group.tasks) if group.spec.strategy == "routed" and group.is_stream else 1
+        return group.mean("backbone_bytes") + group.mean("model_bytes") / heads + group.mean(peak)
+
+    return memory
+
+
+DERIVED: Mapping[str, Callable[[Group], float]] = {
+    "added_bytes": _added_bytes,
+    "arch_bytes": _arch_bytes,
+    "int8_bytes": _int8_bytes,
+    "inspection_memory_bytes": _with_one_head("inspection_peak_bytes"),
+    "training_memory_bytes": _with_one_head("training_peak_bytes"),
+}
+"""Quantities that follow from those of a run: all but the backbone; all but what the strategy keeps; an
+AdapTS head of the same settings in INT8; memory at its peak, the backbone and one head included."""

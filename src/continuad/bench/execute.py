@@ -66,8 +66,11 @@ Event: TypeAlias = float | Finished | Failed
 
 Events: TypeAlias = Generator[tuple[str, Event]]
 
-Engine: TypeAlias = Callable[[Work, Sequence[Job], int], Events]
-"""Executes jobs, at most so many at once; yields events of keys, one end for each. Closing it stops all."""
+Engine: TypeAlias = Callable[[Work, Sequence[Job], int, int], Events]
+"""Executes jobs, at most so many at once, each with so many threads; yields events of keys, one end for each.
+
+Closing it stops all.
+"""
 
 
 def execute(work: Work, job: Job, threads: int, report: Callable[[float], None]) -> Finished | Failed:

@@ -21,8 +21,9 @@ def is_weights_file(source: str) -> bool:
     return source not in ("auto", "random") and "://" not in source
 
 
-def no_defaults(run: RunSpec, /) -> None:
-    """Know of no defaults."""
+def given_settings(run: RunSpec, /) -> Any:
+    """The settings as they are given, without defaults."""
+    return [run.settings, run.strategy_settings]
 
 
 class Fingerprints:
@@ -30,14 +31,14 @@ class Fingerprints:
 
     Args:
         progress: told about the images of a dataset that is being read.
-        defaults: says what a run's settings come to, as plain values for JSON.
+        settings: says what a run's settings come to, as plain values for JSON.
     """
 
     def __init__(
-        self, *, progress: Progress = silent, defaults: Callable[[RunSpec], Any] = no_defaults
+        self, *, progress: Progress = silent, settings: Callable[[RunSpec], Any] = given_settings
     ) -> None:
         self._progress = progress
-        self.defaults = defaults
+        self.settings = settings
         self._files: dict[Path, str] = {}
         self._datasets: dict[tuple[Path, str, tuple[str, ...] | None], str] = {}
 

@@ -14,8 +14,9 @@
     [strategy_settings.replay]               # by strategy
     images = 40
 
-Every choice is one value or a list of them. Where there are `[[run]]` entries, they alone are run, each a
-grid of its own that takes from the top of the file whatever it does not say itself.
+Every choice is one value or a list of them; `weights` may also be a table of sources by backbone. Where there
+are `[[run]]` entries, they alone are run, each a grid of its own that takes from the top of the file whatever
+it does not say itself.
 """
 
 from __future__ import annotations
@@ -93,8 +94,8 @@ class RunSpec:
     def key(self, fingerprints: Fingerprints) -> str:
         """Return 32 hex digits that stand for the result: they change with whatever it depends on.
 
-        Those are the fields, what lies behind their paths (not the paths themselves), the defaults that the
-        settings change, and continuad's version.
+        Those are the fields, with what lies behind their paths instead of the paths, and what the settings
+        come to instead of how they are given; and the version of continuad.
 
         Raises:
             ContinuadError: the dataset or the weights file cannot be read.
@@ -102,10 +103,11 @@ class RunSpec:
         behind = {
             "dataset": fingerprints.dataset(self.dataset, layout=self.layout, products=self.products),
             "weights": fingerprints.weights(self.weights),
-            "defaults": fingerprints.defaults(self),
+            "settings": fingerprints.settings(self),
             "continuad": __version__,
         }
-        return hashlib.sha256(_json({**self.facts(), **behind}).encode()).hexdigest()[:32]
+        facts = {name: value for name, value in self.facts().items() if name != "strategy_settings"}
+        return hashlib.sha256(_json({**facts, **behind}).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,12 @@ class Grid:
     runs: Sequence[RunSpec]
 
 
-def load_grid(path: Path) -> Grid:
+def load_grid(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Grid:
     """Read a spec file; the module's docstring shows one.
+
+    Args:
+        path: of the TOML file.
+        overrides: keys as in the file that replace what it says, also in its entries; paths are absolute.
 
     Raises:
         SettingsError: it cannot be read, is no TOML, or holds an unknown key or an unfit value.
@@ -138,10 +144,11 @@ def load_grid(path: Path) -> Grid:
     for number, entry in enumerate(entries, 1):
         where = f"{path}, [[run]] number {number}" if entry else str(path)
         _check_keys(entry, where)
-        added = _multiply(_merge(table, entry), where, path.parent.absolute())
+        chosen = merged(merged(table, entry), overrides or {})
+        added = _multiply(chosen, where, path.parent.absolute())
         _check_used(entry, added, where)
         runs += added
-    _check_used(table, runs, str(path))
+    _check_used(merged(table, overrides or {}), runs, str(path))
     return Grid(path.stem, runs)
 
 
@@ -189,22 +196,28 @@ def _check_keys(table: Mapping[str, Any], where: str) -> None:
             raise SettingsError(f"{where}: there is no key {key!r}.", _hint(key, _KEYS))
 
 
-def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Replace values; tables are merged, level by level."""
-    merged = {**base, **changes}
+    result = {**base, **changes}
     for key in base.keys() & changes.keys():
         if isinstance(base[key], dict) and isinstance(changes[key], dict):
-            merged[key] = _merge(base[key], changes[key])
-    return merged
+            result[key] = merged(base[key], changes[key])
+    return result
 
 
 def _multiply(table: Mapping[str, Any], where: str, folder: Path) -> list[RunSpec]:
     """All combinations of the choices in a table; the seed changes fastest."""
     settings = {key: _settings(table, key, where) for key in _SETTINGS}
+    weights = table.get("weights")
+    by_backbone = _weights(weights, where) if isinstance(weights, dict) else None
+    if by_backbone is not None:
+        table = {name: value for name, value in table.items() if name != "weights"}
     choices = [_choices(table, name, axis, where) for name, axis in _AXES.items()]
     runs = []
     for products, values in itertools.product(_orders(table, where), itertools.product(*choices)):
         chosen: dict[str, Any] = dict(zip(_AXES, values, strict=True))
+        if by_backbone is not None:
+            chosen["weights"] = by_backbone.get(chosen["backbone"], "auto")
         if is_weights_file(chosen["weights"]):
             chosen["weights"] = str(folder / Path(chosen["weights"]).expanduser())
         chosen["dataset"] = folder / Path(chosen["dataset"]).expanduser()
@@ -212,6 +225,15 @@ def _multiply(table: Mapping[str, Any], where: str, folder: Path) -> list[RunSpe
             chosen[key] = settings[key].get(chosen[axis], {})
         runs.append(RunSpec(**chosen, products=products))
     return runs
+
+
+def _weights(given: Mapping[str, Any], where: str) -> Mapping[str, str]:
+    for backbone, source in given.items():
+        if not isinstance(source, str) or not source:
+            raise SettingsError(
+                f"{where}: weights.{backbone} is {source!r}.", "Give a file, or another text."
+            )
+    return given
 
 
 def _choices(table: Mapping[str, Any], name: str, axis: _Axis, where: str) -> list[Any]:
@@ -262,10 +284,10 @@ def _settings(table: Mapping[str, Any], key: str, where: str) -> Mapping[str, Ma
 
 
 def _check_used(table: Mapping[str, Any], runs: Sequence[RunSpec], where: str) -> None:
-    """Refuse settings of a method or strategy that is not run."""
-    for key, axis in _SETTINGS.items():
+    """Refuse settings of a method or strategy, or weights of a backbone, that is not run."""
+    for key, axis in {**_SETTINGS, "weights": "backbone"}.items():
         used = dict.fromkeys(getattr(run, axis) for run in runs)
-        for name in table.get(key, {}):
+        for name in given if isinstance(given := table.get(key), dict) else ():
             if name not in used:
                 raise SettingsError(f"{where}: [{key}.{name}] is for a {axis} not run.", _hint(name, used))
 

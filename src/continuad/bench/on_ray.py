@@ -23,15 +23,15 @@ from continuad.bench.execute import (
 from continuad.errors import ContinuadError
 
 
-def run_on_ray(work: Work, jobs: Sequence[Job], workers: int) -> Events:
+def run_on_ray(work: Work, jobs: Sequence[Job], workers: int, threads: int) -> Events:
     """Execute each job in a fresh worker process of a Ray cluster.
 
     It is the one this process is connected to, else the one at `RAY_ADDRESS`, else one started here that ends
     with the runs. Its machines need continuad, the work's module, and the datasets and folders under the same
-    paths. All jobs get the same share of its cores.
+    paths.
 
     Raises:
-        ContinuadError: Ray is not installed, or the cluster cannot be reached.
+        ContinuadError: Ray is not installed, the cluster cannot be reached, or no machine has the cores.
     """
     ray = _import_ray()
     is_ours = not ray.is_initialized()
@@ -40,7 +40,7 @@ def run_on_ray(work: Work, jobs: Sequence[Job], workers: int) -> Events:
     waiting = deque(jobs)
     running: dict[Any, Job] = {}
     try:
-        threads = _ray_threads(ray, workers)
+        _check_room(ray, threads)
         mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
         remote = ray.remote(num_cpus=threads, max_calls=1, max_retries=0)(_execute_on_ray)
         while waiting or running:
@@ -112,7 +112,10 @@ def _connect(ray: Any) -> None:
         ) from error
 
 
-def _ray_threads(ray: Any, workers: int) -> int:
-    """Cores for each of so many workers, and no more than a machine of the cluster has."""
+def _check_room(ray: Any, threads: int) -> None:
+    """Refuse runs that would wait for ever."""
     cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    return max(1, min(sum(cores) // workers, max(cores, default=1)))
+    if threads > max(cores, default=0):
+        raise ContinuadError(
+            f"No machine of the Ray cluster has {threads} cores.", "Use fewer threads, or add a machine."
+        )

@@ -13,17 +13,16 @@ from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 
-from continuad.bench.execute import Event, Events, Job, Work, available_cores, died, execute
+from continuad.bench.execute import Event, Events, Job, Work, died, execute
 
 EXIT_SECONDS = 10.0
 
 
-def run_in_processes(work: Work, jobs: Sequence[Job], workers: int) -> Events:
-    """Execute each job in a fresh process of this machine, all of them with the same share of its cores.
+def run_in_processes(work: Work, jobs: Sequence[Job], workers: int, threads: int) -> Events:
+    """Execute each job in a fresh process of this machine.
 
     A process that dies is a failure of its job alone. None outlives this one, even if it is killed.
     """
-    threads = max(1, available_cores() // workers)
     context = get_context("spawn")
     waiting = deque(jobs)
     running: dict[Connection, tuple[Job, SpawnProcess]] = {}

@@ -135,6 +135,7 @@ def run_grid(
     folder: Path,
     engine: str = "local",
     workers: int = 1,
+    threads: int = 1,
     fingerprints: Fingerprints | None = None,
     progress: Callable[[Standing], None] = ignore_standing,
     on_done: Callable[[Ended], None] = ignore_run,
@@ -148,18 +149,20 @@ def run_grid(
         work: see `Work`.
         folder: where everything is kept; see the module's docstring.
         engine: a name in `ENGINES`.
-        workers: how many runs at once; each gets its share of the cores.
+        workers: how many runs at once.
+        threads: of each run; results may differ in their last bits with another number.
         fingerprints: of the datasets and weights; to share what they have read, or to see their progress.
         progress: told how far all is; what it raises stops the workers.
         on_done: called with each run that ends within this call.
 
     Raises:
-        SettingsError: there is no such engine, or no worker.
+        SettingsError: there is no such engine, no worker or no thread.
         ContinuadError: a dataset or weights file cannot be read (nothing is run then), the folder cannot be
             written or is in use by another call, or Ray is not to be had.
     """
-    if workers < 1:
-        raise SettingsError(f"{workers} workers cannot run anything.", "Use one or more.")
+    for name, number in {"workers": workers, "threads": threads}.items():
+        if number < 1:
+            raise SettingsError(f"{number} {name} cannot run anything.", "Use one or more.")
     execute_all = ENGINES[engine]
     known = fingerprints or Fingerprints()
     keyed: dict[str, RunSpec] = {}
@@ -172,7 +175,7 @@ def run_grid(
         parts: dict[str, float] = dict.fromkeys(keyed, 0.0) | dict.fromkeys(ended, 1.0)
         progress(_standing(parts, ended, workers))
         if jobs:
-            with closing(execute_all(work, jobs, workers)) as events:
+            with closing(execute_all(work, jobs, workers, threads)) as events:
                 for key, event in events:
                     if isinstance(event, float):
                         parts[key] = max(parts[key], event)

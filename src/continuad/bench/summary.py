@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -153,6 +153,15 @@ def summary_rows(runs: Sequence[FinishedRun]) -> list[Row]:
     ]
 
 
+def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested settings as pairs, the names joined by dots."""
+    found = []
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        found += flat_settings(value, f"{name}.") if isinstance(value, Mapping) else [(name, value)]
+    return found
+
+
 def _facts(run: RunSpec) -> dict[str, Value]:
     return {name: value for name, value in run.facts().items() if name != "seed"}
 
@@ -162,14 +171,7 @@ def _said(facts: dict[str, Value], name: str) -> str:
     value = facts[name]
     if name not in ("settings", "strategy_settings"):
         return f"{name.replace('_', ' ')} {value}"
-    return ", ".join(f"{key} {setting}" for key, setting in _flat(json.loads(str(value))))
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found = []
-    for key, value in settings.items():
-        found += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
-    return found
+    return ", ".join(f"{key} {setting}" for key, setting in flat_settings(json.loads(str(value))))
 
 
 def _over_time(run: FinishedRun, column: str) -> NDArray[np.float64]:

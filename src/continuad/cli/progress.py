@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from continuad.cli.output import say, stderr
+
+if TYPE_CHECKING:
+    from continuad.bench.runner import Standing
 
 LINE_SECONDS = 10.0
 
@@ -59,3 +64,55 @@ class ProgressBar:
         if time.monotonic() - self._last_line >= LINE_SECONDS:
             say(f"{what}: {done} of {total}", console=self._console)
             self._last_line = time.monotonic()
+
+
+class StandingBar:
+    """Shows how far a grid of runs is, within a `with` block; called with each `Standing`."""
+
+    def __init__(self, console: Console = stderr) -> None:
+        self._console = console
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            console=console,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            disable=not console.is_interactive,
+        )
+        self._task = self._bar.add_task("", total=None)
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> StandingBar:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def __call__(self, standing: Standing, /) -> None:
+        """Show it."""
+        text = describe_standing(standing)
+        self._bar.update(self._task, description=text, completed=standing.done, total=standing.total)
+        if self._bar.disable and time.monotonic() - self._last_line >= LINE_SECONDS:
+            say(text, console=self._console)
+            self._last_line = time.monotonic()
+
+
+def describe_standing(standing: Standing) -> str:
+    """Say how many runs are over, how many of them failed, and how long the rest will take."""
+    parts = [f"{math.floor(standing.done)} of {standing.total} runs"]
+    if standing.failed:
+        parts.append(f"{standing.failed} failed")
+    if standing.seconds_left:
+        parts.append(f"about {_duration(standing.seconds_left)} left")
+    return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    """A rough duration in the largest fitting unit."""
+    if seconds < 90:
+        return f"{math.ceil(seconds)} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Sequence
 from dataclasses import is_dataclass
 from types import NoneType
@@ -37,6 +38,32 @@ def parse_settings(pairs: Sequence[str], settings: Any) -> dict[str, Any]:
             place[name] = _parse(text.strip(), kind)
         except (ValueError, KeyError) as error:
             raise SettingsError(f"--set {pair}: {text!r} will not do.", f"Give {_describe(kind)}.") from error
+    return changes
+
+
+def nested(pairs: Sequence[str]) -> dict[str, Any]:
+    """Turn "group.name=value" into nested changes, each value as TOML has it, or else as text.
+
+    For settings of several methods, whose types are not known here.
+
+    Raises:
+        SettingsError: a pair has no "=", or a name is set and used as a group as well.
+    """
+    changes: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise SettingsError(f"--set {pair} has no value.", "Write --set NAME=VALUE.")
+        *groups, name = key.strip().split(".")
+        place = changes
+        for group in groups:
+            place = place.setdefault(group, {})
+            if not isinstance(place, dict):
+                raise SettingsError(f"--set {pair} is at odds with another --set.", "Give one of them.")
+        try:
+            place[name] = tomllib.loads(f"value = {text.strip()}")["value"]
+        except tomllib.TOMLDecodeError:
+            place[name] = text.strip()
     return changes
 
 

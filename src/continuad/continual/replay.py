@@ -140,14 +140,6 @@ class ReplayBuffer:
         """Return all stored items (N, C, H, W) on the CPU, decoded, task after task."""
         return torch.cat([held.decode(range(len(held))) for held in self._tasks.values()])
 
-    def draw(
-        self, count: int, rng: np.random.Generator, *, balanced: bool = False
-    ) -> tuple[Tensor, list[str]]:
-        """Draw stored items as `choose` does; returns them (count, C, H, W), and each one's task."""
-        numbers = self.choose(count, rng, balanced=balanced)
-        names = [name for name, held in self._tasks.items() for _ in range(len(held))]
-        return self.items()[numbers], [names[number] for number in numbers]
-
     def save(self, path: Path) -> None:
         """Write the buffer to a safetensors file, whole or not at all.
 
