@@ -14,7 +14,7 @@ from continuad.bench import figures
 from continuad.bench.runner import FinishedRun
 from continuad.bench.summary import Group, groups, labels
 from continuad.errors import ContinuadError
-from test_findings import FORGETS, HOLDS, KEEPS, Scores, made, seeds
+from made_runs import FORGETS, HOLDS, KEEPS, Scores, made, seeds
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -128,12 +128,12 @@ def _widths(axes: Any) -> NDArray[np.float64]:
     return np.array([bar.get_width() for bar in axes.patches])
 
 
-def test_buffers_are_drawn_in_kib_beside_the_score() -> None:
+def test_stored_items_are_drawn_in_kib_beside_the_score() -> None:
     runs = together(
-        made("replay", memory=4096),
+        made("replay", memory=8192, items=2),
         made("ewc", memory=4096),
-        made("compressed-replay", memory=1024, shift=-0.1),
-        made("compressed-replay", UNKNOWN, memory=512, codec="float16"),
+        made("compressed-replay", memory=2048, items=2, shift=-0.1),
+        made("compressed-replay", UNKNOWN, memory=512, items=1, codec="float16"),
     )
     figure = figures.replay_memory(*runs)
     memory, scores = axes_of(figure)

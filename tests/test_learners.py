@@ -107,6 +107,8 @@ def test_it_says_what_it_holds(strategy: str, backbone: Backbone) -> None:
     if strategy == "ewc":
         memory = [2 * parameters] * 3
     assert sizes == list(zip(models, memory, strict=True))
+    stored = {"joint": 30, "replay": 30, "compressed-replay": 30}
+    assert learner.memory_items == stored.get(strategy, 0)
 
 
 def test_a_strategy_says_what_it_is(strategy: str) -> None:

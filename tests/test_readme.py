@@ -74,6 +74,18 @@ def test_the_commands_about_methods_run(tmp_path: Path) -> None:
     assert all(method in costs for method in ("stfpm", "paste", "rd4ad", "destseg"))
 
 
+def test_the_bench_runs(tmp_path: Path) -> None:
+    for name, product in (("bottle", "flange"), ("pill", "cap")):
+        task = demo_task(product, size=64, train=8, good=2, defective=2)
+        write_mvtec(task, tmp_path / "datasets" / "mvtec_ad" / name)
+    (tmp_path / "study.toml").write_text(blocks("toml")[0])
+    grid, table = run_all(blocks("sh")[3], tmp_path)
+    assert "compressed-replay" in grid
+    assert table.count("  here ") == 3
+    assert (tmp_path / "bench" / "study" / "report.html").exists()
+    assert (tmp_path / "bench" / "thesis-5.5" / "report.html").exists()
+
+
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for command in blocks("sh")[0].splitlines():

@@ -18,7 +18,7 @@ from continuad.bench.comparison import Cell, Column, ComparedRow, Comparison
 from continuad.bench.report import write_report
 from continuad.bench.runner import FinishedRun, Results
 from continuad.errors import ContinuadError
-from test_findings import FORGETS, HOLDS, failed_run, made, seeds
+from made_runs import FORGETS, HOLDS, failed_run, made, seeds
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
@@ -100,7 +100,9 @@ def results(folder: Path | None = None, **changes: Any) -> Results:
     return Results(
         [
             *seeds("fine-tuning", 0, 0.1, scores=FORGETS, examples=examples, **changes),
-            *seeds("replay", 0, 0.1, scores=HOLDS, memory=2**20, size=40, examples=examples, **changes),
+            *seeds(
+                "replay", 0, 0.1, scores=HOLDS, memory=2**20, items=40, size=40, examples=examples, **changes
+            ),
             made("joint", [[0.5], [0.6], [0.7]], scenario="single", **changes),
         ],
         [failed_run()],
@@ -144,7 +146,7 @@ def test_the_report_holds_everything(text: str) -> None:
         "I-AUROC over the stream",
         "P-F1 against memory; bars are standard deviations over the seeds.",
         "I-AUROC against memory; bars are standard deviations over the seeds.",
-        "Memory of the replay buffer, and P-F1 with it.",
+        "Memory of an item in the replay buffer, and P-F1 with it.",
         "Memory over the stream",
         "Time to learn each task.",
         "fine-tuning, continual",
@@ -166,7 +168,7 @@ def test_the_summary_is_over_tasks_and_seeds(text: str) -> None:
     assert joint["P-F1 lost, relative"] == "-"
     assert replay["memory, MiB"] == "1.000"
     assert replay["total, MiB"] == "2.001"
-    assert replay["learning, s"] == "60.0"
+    assert replay["learn, s"] == "60.0"
     assert "routing accuracy" not in table[0]
 
 

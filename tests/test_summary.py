@@ -72,6 +72,8 @@ def test_a_stream_by_hand() -> None:
     assert found["aupro_backward_transfer"] == pytest.approx((-0.6 + 0.1) / 2)
     assert found["learn_seconds"] == 60  # each step once
     assert found["memory_bytes"] == 300  # at the end
+    assert "bytes_per_item" not in found
+    assert quantities(finished(memory_items=20))["bytes_per_item"] == 15
 
 
 def test_tasks_by_themselves_have_no_forgetting_and_the_mean_of_what_each_needs() -> None:

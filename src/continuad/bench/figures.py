@@ -189,15 +189,15 @@ def accuracy_memory(groups: Sequence[Group], labels: Sequence[str], metric: str)
 
 @_styled
 def replay_memory(groups: Sequence[Group], labels: Sequence[str]) -> Figure | None:
-    """Draw the memory of each replay buffer, with what is needed to decode it, and the P-F1 beside it.
+    """Draw the memory of an item in each replay buffer, as in Fig. 5.5 of the thesis, and the P-F1 beside it.
 
-    It is the whole buffer's, of which each task has floor(size / tasks) places: how many of them a task with
-    few images has filled is not known here. None where no stream stored anything.
+    It is the buffer's, with what is needed to decode it, shared by its items at the end of the stream. None
+    where no stream stored anything.
     """
     rows = [
         (group, label, style)
         for group, label, style in zip(groups, labels, styles(len(groups)), strict=True)
-        if group.is_stream and group.spec.strategy in REPLAY and group.mean("memory_bytes") > 0
+        if group.is_stream and group.spec.strategy in REPLAY and group.mean("memory_items") > 0
     ]
     if not rows:
         return None
@@ -205,7 +205,7 @@ def replay_memory(groups: Sequence[Group], labels: Sequence[str]) -> Figure | No
     left, right = figure.subplots(1, 2, sharey=True)
     names, found = [label for _, label, _ in rows], [group for group, *_ in rows]
     colours = [style.colour for *_, style in rows]
-    _bars(left, names, found, colours, "memory_bytes", "replay buffer, KiB", "{:,.0f}", unit=1024)
+    _bars(left, names, found, colours, "bytes_per_item", "memory of a stored item, KiB", "{:,.1f}", unit=1024)
     _bars(right, names, found, colours, "p_f1max", METRICS["p_f1max"], "{:.3f}")
     return figure
 

@@ -119,7 +119,7 @@ SUMMARY = (
     SummaryColumn("model_bytes", "model, MiB", _MIB),
     SummaryColumn("memory_bytes", "memory, MiB", _MIB),
     SummaryColumn("total_bytes", "total, MiB", _MIB),
-    SummaryColumn("learn_seconds", "learning, s", digits=1),
+    SummaryColumn("learn_seconds", "learn, s", digits=1),
     SummaryColumn("ms_per_image", "ms/image", digits=1),
 )
 
@@ -164,7 +164,9 @@ def _drawings(together: Sequence[Group], names: Sequence[str]) -> list[Drawing]:
         "I-AUROC over the stream: mean of the tasks learnt so far.": over_time("i_auroc", "I-AUROC"),
         "P-F1 against memory; bars are standard deviations over the seeds.": accuracy("p_f1max"),
         "I-AUROC against memory; bars are standard deviations over the seeds.": accuracy("i_auroc"),
-        "Memory of the replay buffer, and P-F1 with it.": lambda: figures.replay_memory(together, names),
+        "Memory of an item in the replay buffer, and P-F1 with it.": lambda: figures.replay_memory(
+            together, names
+        ),
         "P-F1 by backbone.": lambda: figures.by_backbone(together),
         "Memory over the stream: the model and what it stores, without the backbone.": over_time(
             "model_bytes+memory_bytes", "MiB", _MIB

@@ -100,8 +100,8 @@ def run_scenario(run: RunSpec, folder: Path, progress: Progress = silent) -> lis
         A row for each test of a task: `step` (from 0), `after` (what had been learnt last) and `task`; image
         and pixel metrics (thresholds over this task's images and pixels; pixels of normal images and of
         defective ones with a mask); `routing_accuracy` (NaN where no task is recognised); `ms_per_image`;
-        `learn_seconds` of the step; `backbone_bytes` up to the last block used, `model_bytes` and
-        `memory_bytes` of the learner, `total_bytes`; and what `method_costs` says of the method.
+        `learn_seconds` of the step; `backbone_bytes` up to the last block used, `model_bytes`, `memory_bytes`
+        and `memory_items` of the learner, `total_bytes`; and what `method_costs` says of the method.
 
     Raises:
         ContinuadError: the run cannot be done.
@@ -137,6 +137,7 @@ def run_scenario(run: RunSpec, folder: Path, progress: Progress = silent) -> lis
             "learn_seconds": time.perf_counter() - started,
             "model_bytes": learner.model_bytes,
             "memory_bytes": learner.memory_bytes,
+            "memory_items": learner.memory_items,
             "total_bytes": costs["backbone_bytes"] + learner.model_bytes + learner.memory_bytes,
             **costs,
         }

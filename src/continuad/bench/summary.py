@@ -32,8 +32,8 @@ def quantities(run: FinishedRun) -> dict[str, float]:
     """What a run came to, by name; NaN for what was not measured on some task.
 
     Each column of the rows is the mean over the tasks of the last test on each. `learn_seconds` is the sum of
-    all steps. Each metric of a stream of several tasks also has the summaries of `StreamScores`, as in
-    `p_f1max_forgetting`.
+    all steps. Where items are stored, there is `bytes_per_item`. Each metric of a stream of several tasks has
+    the summaries of `StreamScores`, too, as in `p_f1max_forgetting`.
     """
     last = {row["task"]: row for row in run.rows}.values()
     found = {
@@ -42,6 +42,8 @@ def quantities(run: FinishedRun) -> dict[str, float]:
         if name not in ("step", "after", "task")
     }
     found["learn_seconds"] = sum({row["step"]: _number(row["learn_seconds"]) for row in run.rows}.values())
+    if found.get("memory_items", 0) > 0:
+        found["bytes_per_item"] = found["memory_bytes"] / found["memory_items"]
     if is_stream(run):
         for metric in METRICS:
             summaries = stream(run, metric).as_dict()

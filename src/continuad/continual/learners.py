@@ -44,6 +44,11 @@ class Learner(ABC):
     def memory_bytes(self) -> int:
         """Size of what the strategy keeps beside them: stored items, prototypes, importances."""
 
+    @property
+    def memory_items(self) -> int:
+        """How many images, or features of images, are stored."""
+        return 0
+
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """Everything that was learnt, by name, for `restore`; tasks have the names they were learnt by."""
@@ -129,6 +134,11 @@ class Joint(OneDetector):
     def memory_bytes(self) -> int:
         """The images."""
         return sum(images.nbytes for images in self._images)
+
+    @property
+    def memory_items(self) -> int:
+        """All images so far."""
+        return sum(map(len, self._images))
 
     def tensors(self) -> dict[str, Tensor]:
         """The detector and the images."""

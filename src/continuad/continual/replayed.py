@@ -86,6 +86,11 @@ class Replay(OneDetector):
         """The buffer."""
         return self.buffer.bytes
 
+    @property
+    def memory_items(self) -> int:
+        """Those in the buffer."""
+        return sum(self.buffer.counts.values())
+
     def tensors(self) -> dict[str, Tensor]:
         """The detector and the buffer."""
         return super().tensors() | named("buffer", self.buffer.tensors())
