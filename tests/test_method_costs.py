@@ -14,6 +14,7 @@ from torch.nn import functional
 from continuad.backbones import BACKBONES, Backbone, create_backbone
 from continuad.detectors import METHODS, Detector
 from continuad.detectors.costs import Costs, method_costs
+from continuad.detectors.trained import schedules
 from continuad.errors import ContinuadError
 from continuad.metrics.costs import MIB
 from continuad.progress import Progress, silent
@@ -93,6 +94,9 @@ def test_every_method_is_accounted_for(tiny: Backbone, name: str) -> None:
     plain = on_meta(name, 96)
     assert (costs.macs, costs.total_bytes) == (plain.macs, plain.total_bytes)
     assert plain.training_macs is plain.training_macs_forward is plain.training_peak_bytes is None
+    if not schedules(detector.settings):
+        assert costs.training_macs is costs.later_training_macs is None
+        return
     assert costs.training_macs is not None
     assert costs.training_macs_forward is not None
     assert costs.later_training_macs is not None
@@ -207,3 +211,29 @@ def test_nothing_is_trained_or_measured_without_tensors(wanted: dict[str, bool])
         detector = METHODS["stfpm"].build(BACKBONES["tiny"]())
     with pytest.raises(ContinuadError, match="meta device"):
         method_costs(detector, image_size=64, **wanted)
+
+
+# --- methods that are fitted in one pass
+
+
+@pytest.mark.parametrize("method", ["patchcore", "padim"])
+def test_a_fitted_method_is_accounted_for_as_it_is_after_learning(tiny: Backbone, method: str) -> None:
+    changes = {"channels": 9} if method == "padim" else {}
+    detector = METHODS[method].build(tiny, changes)
+    before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
+    costs = method_costs(detector, image_size=64, images=5)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in detector.state_dict().items())
+    detector.fit(torch.randint(256, (5, 3, 64, 64), dtype=torch.uint8))
+    assert costs.parameter_bytes == 0
+    assert costs.buffer_bytes == sum(tensor.nbytes for tensor in detector.state_dict().values())
+    assert costs.training_macs is None
+
+
+def test_the_search_of_patchcore_is_counted(tiny: Backbone) -> None:
+    few, many = (
+        method_costs(METHODS["patchcore"].build(tiny), image_size=64, images=images) for images in (10, 30)
+    )
+    positions = (64 // 8) ** 2
+    vectors = 0.1 * 20 * positions
+    dimensions = few.buffer_bytes / 4 / (0.1 * 10 * positions)
+    assert many.macs - few.macs == pytest.approx(positions * vectors * dimensions)

@@ -14,3 +14,12 @@ class Progress(Protocol):
 
 def silent(done: int, total: int, what: str, /) -> None:
     """Report nothing."""
+
+
+def part(progress: Progress, first: int, last: int, total: int) -> Progress:
+    """Return what reports a part of some work as steps `first` to `last` of all of it."""
+
+    def report(done: int, of: int, what: str, /) -> None:
+        progress(first + (last - first) * done // max(of, 1), total, what)
+
+    return report

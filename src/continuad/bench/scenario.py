@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from continuad.detectors import METHODS, Detector
 from continuad.detectors.checkpoint import Checkpoint
 from continuad.detectors.costs import method_costs
 from continuad.errors import ContinuadError, SettingsError
-from continuad.progress import Progress, silent
+from continuad.progress import Progress, part, silent
 from continuad.registry import Registry
 
 TICKS = 1000
@@ -127,12 +126,14 @@ def run_scenario(run: RunSpec, folder: Path, progress: Progress = silent) -> lis
     costs = _costs(build(), run.image_size)
     exams: dict[str, Exam] = {}
     for number, step in enumerate(steps[done:], start=done):
-        part = partial(_part, progress, number, len(steps))
+        start, total = number * TICKS, len(steps) * TICKS
         if step.is_new and learnt:
             learner, learnt = strategy.learner(build, **settings), []
         images = torch.cat([load_images(task.train, run.image_size) for task in step.learn]).to(run.device)
         started = time.perf_counter()
-        learner.learn(step.name, images, seed=run.seed, progress=partial(part, 0, LEARNING))
+        learner.learn(
+            step.name, images, seed=run.seed, progress=part(progress, start, start + LEARNING, total)
+        )
         facts = {
             "learn_seconds": time.perf_counter() - started,
             "model_bytes": learner.model_bytes,
@@ -141,8 +142,9 @@ def run_scenario(run: RunSpec, folder: Path, progress: Progress = silent) -> lis
             "total_bytes": costs["backbone_bytes"] + learner.model_bytes + learner.memory_bytes,
             **costs,
         }
+        inspecting = part(progress, start + LEARNING, start + TICKS, total)
         for index, task in enumerate(step.test):
-            part(LEARNING, TICKS, index, len(step.test), "inspecting")
+            inspecting(index, len(step.test), "inspecting")
             if task.name not in exams:
                 exams[task.name] = Exam(task, run.image_size, run.device)
             result = exams[task.name].take(learner, pictures=folder / "examples")
@@ -177,11 +179,3 @@ def _strategy_settings(strategy: Strategy, run: RunSpec) -> dict[str, Any]:
             raise SettingsError(f"{run.strategy} has no setting {name!r}.", f"Settings: {known}.")
     seed = {"seed": run.seed} if "seed" in strategy.settings else {}
     return {**strategy.settings, **seed, **run.strategy_settings}
-
-
-def _part(
-    progress: Progress, number: int, count: int, first: int, last: int, done: int, total: int, what: str
-) -> None:
-    """Report on ticks `first` to `last` of step `number` of `count`."""
-    ticks = first + (last - first) * done // max(total, 1)
-    progress(number * TICKS + ticks, count * TICKS, what)

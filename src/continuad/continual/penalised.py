@@ -15,7 +15,7 @@ from continuad.continual.learners import Build, OneDetector
 from continuad.detectors.checkpoint import named, under
 from continuad.detectors.matching import alignment_loss, squared_differences
 from continuad.detectors.samples import Samples
-from continuad.detectors.trained import Phase, unchanged
+from continuad.detectors.trained import Phase, schedules, unchanged
 from continuad.errors import SettingsError
 from continuad.progress import Progress
 
@@ -73,10 +73,11 @@ class ElasticWeightConsolidation(OneDetector):
     Args:
         build: gives the detector.
         weight: of the penalty, half of which times importance times squared distance is added to the loss.
+            Weight times importance is limited to 1 / learning rate: with more, steps overshoot.
         images: of each task, at random, from which importances are estimated.
     """
 
-    def __init__(self, build: Build, *, weight: float = 1000.0, images: int = 64) -> None:
+    def __init__(self, build: Build, *, weight: float = 10_000.0, images: int = 64) -> None:
         super().__init__(build)
         self.weight = _weight(weight)
         self.images = images
@@ -86,10 +87,11 @@ class ElasticWeightConsolidation(OneDetector):
     def train(self, images: Tensor, *, seed: int, progress: Progress) -> None:
         """Train under the penalty, then estimate what mattered."""
         trained: list[Phase] = []
+        limit = 1 / max(each.learning_rate for each in schedules(self.detector.settings).values())
 
         def adapt(phase: Phase) -> Phase:
             trained.append(phase)
-            return replace(phase, on_gradients=partial(self._penalise, phase.name))
+            return replace(phase, on_gradients=partial(self._penalise, phase.name, limit))
 
         self.detector.train_on(
             Samples(images),
@@ -103,12 +105,12 @@ class ElasticWeightConsolidation(OneDetector):
         for phase in trained:
             self._estimate(phase, chosen)
 
-    def _penalise(self, name: str, model: nn.Module) -> None:
+    def _penalise(self, name: str, limit: float, model: nn.Module) -> None:
         for key, parameter in model.named_parameters():
             importance = self.importances.get(f"{name}.{key}")
             if importance is not None and parameter.grad is not None:
                 distance = parameter.detach() - self.values[f"{name}.{key}"]
-                parameter.grad += self.weight * importance * distance
+                parameter.grad += (self.weight * importance).clamp(max=limit) * distance
 
     def _estimate(self, phase: Phase, numbers: list[int]) -> None:
         phase.model.requires_grad_(True)

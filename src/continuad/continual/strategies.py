@@ -46,7 +46,7 @@ STRATEGIES.register("ewc")(
     Strategy(
         "Fine-tuning that keeps weights that mattered.",
         ElasticWeightConsolidation,
-        {"weight": 1000.0, "images": 64},
+        {"weight": 10_000.0, "images": 64},
     )
 )
 STRATEGIES.register("routed")(Strategy("A detector for each task, picked by its prototype.", Routed, {}))

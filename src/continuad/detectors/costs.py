@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from continuad.detectors.base import Detector
+from continuad.detectors.fitted import FittedDetector
 from continuad.detectors.trained import schedules
 from continuad.errors import ContinuadError
 from continuad.metrics.costs import Macs, macs, macs_by_pass, state_bytes
 from continuad.metrics.memory import peak_bytes
+
+AnyDetector = TypeVar("AnyDetector", bound=Detector)
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,14 @@ class Costs:
 
 
 def method_costs(
-    detector: Detector, *, image_size: int, training: bool = False, peaks: bool = False
+    detector: Detector, *, image_size: int, images: int = 200, training: bool = False, peaks: bool = False
 ) -> Costs:
     """Account for a detector, by running it on noise; random weights cost what any others do.
 
     Args:
         detector: it stays as it is. Without `training` and `peaks`, it may be on the meta device.
         image_size: side of the network's input in pixels.
+        images: of a product; what some methods keep, such as a memory bank, grows with them.
         training: also run two short trainings of a single image.
         peaks: also measure the memory of inspecting an image, and of a minibatch of the settings' size.
 
@@ -74,6 +78,9 @@ def method_costs(
             "A detector on the meta device can neither be trained nor measured.",
             "Use a backbone with weights='random'.",
         )
+    if isinstance(detector, FittedDetector):
+        detector = _new(detector, detector.settings)
+        detector.reserve(images, image_size)
     last = backbone.order(detector.taps)[-1]
     frozen = backbone.parameter_bytes(last, include_buffers=False)
     statistics = backbone.parameter_bytes(last, include_buffers=True) - frozen
@@ -121,8 +128,14 @@ def _training(detector: Detector, images: Tensor, *, steps: int) -> Callable[[],
         name: replace(each, steps=steps, patience=0, learning_rate=1e-6, final_learning_rate=0.0)
         for name, each in schedules(detector.settings).items()
     }
-    settings: Any = replace(detector.settings, **shortened)
-    build: Any = type(detector)
-    with torch.random.fork_rng(devices=[]):
-        new: Detector = build(detector.backbone, settings).to(images.device)
+    new = _new(detector, replace(detector.settings, **shortened))
     return lambda: new.fit(images)
+
+
+def _new(detector: AnyDetector, settings: Any) -> AnyDetector:
+    """An untrained detector of the same method, on the same device."""
+    device = detector.backbone.mean.device
+    build: Any = type(detector)
+    with torch.random.fork_rng(devices=[]), device:
+        new: AnyDetector = build(detector.backbone, settings)
+    return new.to(device)

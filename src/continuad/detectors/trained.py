@@ -16,7 +16,7 @@ from continuad.detectors.base import Detector
 from continuad.detectors.samples import Samples
 from continuad.detectors.training import Losses, TrainingSettings, train
 from continuad.errors import SettingsError
-from continuad.progress import Progress, silent
+from continuad.progress import Progress, part, silent
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class TrainedDetector(Detector):
                 count=count,
                 settings=phase.settings,
                 seed=seed,
-                progress=_part(progress, before, steps, sum(totals)),
+                progress=part(progress, before, before + steps, sum(totals)),
                 learning_rates=phase.learning_rates,
                 on_gradients=phase.on_gradients,
                 checkpoint=checkpoints and checkpoints / f"{phase.name}.safetensors",
@@ -162,12 +162,3 @@ def schedules(settings: Any) -> dict[str, TrainingSettings]:
     """The schedules among a method's settings, by name, in order."""
     values = {field.name: getattr(settings, field.name) for field in fields(settings)}
     return {name: value for name, value in values.items() if isinstance(value, TrainingSettings)}
-
-
-def _part(progress: Progress, before: int, steps: int, total: int) -> Progress:
-    """Report on a part of the work as `steps` of `total`, after those `before` it."""
-
-    def report(done: int, of: int, what: str, /) -> None:
-        progress(before + steps * done // of, total, what)
-
-    return report

@@ -1,0 +1,47 @@
+"""Patch features: what a backbone says about each position, from several of its blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def patch_features(features: Mapping[str, Tensor], taps: Sequence[str], *, pool: int) -> Tensor:
+    """Average each tap over neighbourhoods, bring all to the grid of the finest, and stack the channels.
+
+    PatchCore sec. 3.1, with bilinear resizing of the coarser taps, which leaves every channel a meaning of
+    its own.
+
+    Args:
+        features: tap name to (B, C, H, W).
+        taps: which ones; the first is the finest.
+        pool: side of the neighbourhood, odd; 1 for none.
+
+    Returns:
+        (B, D, H, W) float32.
+    """
+    size = features[taps[0]].shape[-2:]
+    stacked = []
+    for tap in taps:
+        x = features[tap].float()
+        if pool > 1:
+            x = F.avg_pool2d(x, pool, stride=1, padding=pool // 2, count_include_pad=False)
+        if x.shape[-2:] != size:
+            x = F.interpolate(x, list(size), mode="bilinear", align_corners=False)
+        stacked.append(x)
+    return torch.cat(stacked, 1)
+
+
+def as_vectors(embedding: Tensor) -> Tensor:
+    """Turn (B, D, H, W) into one vector for each position, (B H W, D)."""
+    return embedding.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def as_maps(scores: Tensor, embedding: Tensor, size: Sequence[int]) -> Tensor:
+    """Turn scores (B H W,) of an embedding's positions into maps (B, *size), resized bilinearly."""
+    batch, _, height, width = embedding.shape
+    maps = scores.view(batch, 1, height, width)
+    return F.interpolate(maps, list(size), mode="bilinear", align_corners=False).squeeze(1)
