@@ -123,17 +123,20 @@ class Grid:
     runs: Sequence[RunSpec]
 
 
-def load_grid(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Grid:
+def load_grid(
+    path: Path, *, overrides: Mapping[str, Any] | None = None, defaults: Mapping[str, Any] | None = None
+) -> Grid:
     """Read a spec file; the module's docstring shows one.
 
     Args:
         path: of the TOML file.
         overrides: keys as in the file that replace what it says, also in its entries; paths are absolute.
+        defaults: keys as in the file that count where it says nothing; paths are absolute.
 
     Raises:
         SettingsError: it cannot be read, is no TOML, or holds an unknown key or an unfit value.
     """
-    table = _read(path)
+    table = {**(defaults or {}), **_read(path)}
     entries = table.pop("run", [{}])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise SettingsError(f"{path}: run is not a list of tables.", "Write [[run]] above each entry.")

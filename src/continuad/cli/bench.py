@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -56,8 +57,7 @@ def bench(
         typer.Option(
             "--data",
             metavar="ROOT",
-            envvar="CONTINUAD_DATA",
-            show_default=False,
+            show_default="the grid's own, or CONTINUAD_DATA",
             help="Folder of the dataset.",
         ),
     ] = None,
@@ -215,13 +215,16 @@ def _study(
     from continuad.bench.published import load_published, plan
     from continuad.datasets import load_tasks
 
+    usual = os.environ.get("CONTINUAD_DATA")
+    defaults = {"dataset": str(Path(usual).absolute())} if usual else {}
     if spec is not None and table is None:
-        grid = load_grid(spec, overrides=overrides)
+        grid = load_grid(spec, overrides=overrides, defaults=defaults)
         runs = [replace(run, settings=merged(run.settings, settings)) for run in grid.runs]
         return _Study(grid.name, grid.name, runs)
     if spec is not None or table is None:
         raise SettingsError("There is no single thing to run.", "Give either a SPEC.toml or --table NAME.")
     published = load_published(table)
+    overrides = {**defaults, **overrides}
     if "dataset" not in overrides:
         raise SettingsError(f"The table {table} needs images.", "Give their folder with --data ROOT.")
     dataset = Path(overrides["dataset"])
