@@ -97,13 +97,13 @@ def test_overrides_replace_what_the_file_and_its_entries_say(tmp_path: Path) -> 
 
 
 def test_defaults_count_where_the_file_says_nothing(tmp_path: Path) -> None:
-    for text, dataset in (
+    for text, expected in (
         (LEAST, tmp_path / "data"),
         (LEAST.replace('dataset = "data"\n', ""), Path("/usual")),
     ):
         (tmp_path / "study.toml").write_text(text)
         (run,) = load_grid(tmp_path / "study.toml", defaults={"dataset": "/usual"}).runs
-        assert run.dataset == dataset
+        assert run.dataset == expected
 
 
 def test_run_entries_are_grids_that_override_the_top(tmp_path: Path) -> None:
