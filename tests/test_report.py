@@ -150,7 +150,7 @@ def test_the_report_holds_everything(text: str) -> None:
         "Memory over the stream",
         "Time to learn each task.",
         "fine-tuning, continual",
-        "replay, continual, size 40",
+        "replay, continual",
     ]
     assert text.count("<svg") == len(page.captions)
     assert len(text.encode()) < 400_000
@@ -160,7 +160,7 @@ def test_the_summary_is_over_tasks_and_seeds(text: str) -> None:
     table = Page(text).table("seeds")
     tuned, replay, joint = (dict(zip(table[0], row, strict=True)) for row in table[1:])
     assert tuned[""] == "fine-tuning, continual"
-    assert replay[""] == "replay, continual, size 40"
+    assert replay[""] == "replay, continual"
     assert [each["seeds"] for each in (tuned, replay, joint)] == ["2", "2", "1"]
     assert tuned["P-F1"] == "0.517 ± 0.071"  # (0.2 + 0.4 + 0.8) / 3, and 0.1 more; 0.1 / sqrt(2)
     assert tuned["P-F1 lost, absolute"] == "0.500"
@@ -261,7 +261,7 @@ def test_pictures_are_small_and_inside(tmp_path: Path) -> None:
             "photo",
             "ground truth",
             "fine-tuning, continual",
-            "replay, continual, size 40",
+            "replay, continual",
             "joint, single",
         ],
         ["bolt", "", "", "", "", "-"],

@@ -132,6 +132,8 @@ def test_labels_say_what_differs_and_nothing_else() -> None:
         "stfpm, tiny, training.epochs 3, image size 256",
         "stfpm, phinet, image size 64",
     ]
+    routed = replace(SPEC, strategy="routed", method="stfpm", settings={"training": {"epochs": 3}})
+    assert labels(groups([finished(routed), finished()])) == ["routed, stfpm", "replay, paste"]
     assert labels(groups([finished()])) == ["replay"]
     assert labels([]) == []
 

@@ -27,6 +27,8 @@ METRICS = {
 }
 """The metrics of a test and what they are called."""
 
+_SETTINGS_OF = {"settings": "method", "strategy_settings": "strategy"}
+
 
 def quantities(run: FinishedRun) -> dict[str, float]:
     """What a run came to, by name; NaN for what was not measured on some task.
@@ -129,15 +131,24 @@ def groups(runs: Sequence[FinishedRun]) -> list[Group]:
 
 
 def labels(together: Sequence[Group]) -> list[str]:
-    """Name each group by what it does not share with all others; no two names are the same."""
+    """Name each group by what it does not share with all others; no two names are the same.
+
+    Settings are named where another group of the same method, or strategy, has others.
+    """
     facts = [_facts(group.spec) for group in together]
     differing = [name for name in facts[0] if len({fact[name] for fact in facts}) > 1] if facts else []
     shown = [name for name in ("strategy", "method", "backbone", "scenario") if name in differing]
     if not shown:
         shown = ["strategy"]
     rest = [name for name in differing if name not in shown]
+
+    def said(fact: dict[str, Value], name: str) -> str:
+        axis = _SETTINGS_OF.get(name)
+        alike = [other for other in facts if axis is None or other[axis] == fact[axis]]
+        return _said(fact, name) if len({other[name] for other in alike}) > 1 else ""
+
     return [
-        ", ".join([*(str(fact[name]) for name in shown), *filter(None, (_said(fact, name) for name in rest))])
+        ", ".join([*(str(fact[name]) for name in shown), *filter(None, (said(fact, name) for name in rest))])
         for fact in facts
     ]
 
@@ -171,7 +182,7 @@ def _facts(run: RunSpec) -> dict[str, Value]:
 def _said(facts: dict[str, Value], name: str) -> str:
     """A fact in few words: settings as "codec int8-map"; nothing where there are none."""
     value = facts[name]
-    if name not in ("settings", "strategy_settings"):
+    if name not in _SETTINGS_OF:
         return f"{name.replace('_', ' ')} {value}"
     return ", ".join(f"{key} {setting}" for key, setting in flat_settings(json.loads(str(value))))
 
