@@ -221,7 +221,7 @@ def test_any_method_can_be_evaluated_and_goes_on_within_a_training(
     steps: list[tuple[str, int]] = []
 
     def halt(done: int, total: int, what: str) -> None:
-        if what.endswith("training"):
+        if what.endswith("training" if plans else "looking at normal images"):
             steps.append((what, done))
             if len(steps) == 2:
                 raise KeyboardInterrupt
@@ -233,7 +233,7 @@ def test_any_method_can_be_evaluated_and_goes_on_within_a_training(
     assert [report.method for report in reports] == [method] * 2
     assert all(0 <= report.image.i_auroc <= 1 for report in reports)
     numbers = range(1, 3 * len(plans) + 1)
-    assert steps == [(f"{task.name}: training", n) for task in tasks[:2] for n in numbers]
+    assert not plans or steps == [(f"{task.name}: training", n) for task in tasks[:2] for n in numbers]
 
 
 def test_the_report_agrees_with_the_inspector(tmp_path: Path, tasks: list[Task]) -> None:
