@@ -188,7 +188,10 @@ def test_a_run_that_fails_is_reported_and_the_rest_are_kept(run: Run, data: Path
         (["study.toml", "--data", "DATA", "--seeds", "-1"], "are not seeds"),
         (["study.toml", "--data", "DATA", "--weights", "random"], "names no backbone"),
         (["study.toml", "--data", "DATA", "--weights", "phinet=random"], "for a backbone not run"),
-        (["study.toml", "--data", "DATA", "--set", "training.epoch=2"], "no setting 'epoch'"),
+        (
+            ["study.toml", "--data", "DATA", "--set", "training.epoch=2"],
+            "No method here has a setting 'training.epoch'",
+        ),
         (["study.toml", "--data", "DATA", "--products", "cab"], "Did you mean cap"),
         (["study.toml", "--data", "DATA", "--backbone", "tinny"], "Did you mean 'tiny'"),
         (["study.toml", "--data", "nowhere"], "does not exist"),

@@ -361,9 +361,11 @@ def test_settings_change_every_row_and_nothing_else() -> None:
         expected |= {"smoothing": 2.0, "training": {**expected["training"], "epochs": 3}}
         assert full_settings(after)["method"] == expected
         assert replace(after, settings=before.settings) == before
-    assert changed.remarks[1] == "Settings changed in every row: smoothing 2.0, training.epochs 3."
-    with pytest.raises(SettingsError, match="no setting 'colour'"):
-        full_settings(planned("thesis-5.2", settings={"colour": 1}).runs[0])
+    assert (
+        changed.remarks[1] == "Settings changed, where a method has them: smoothing 2.0, training.epochs 3."
+    )
+    with pytest.raises(SettingsError, match="has a setting 'colour'"):
+        planned("thesis-5.2", settings={"colour": 1})
 
 
 def test_remarks_say_what_is_not_comparable() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from continuad.bench.exam import examples
 from continuad.bench.grid import RunSpec
-from continuad.bench.scenario import SCENARIOS, full_settings, run_scenario
+from continuad.bench.scenario import SCENARIOS, applicable, full_settings, run_scenario
 from continuad.continual.strategies import STRATEGIES
 from continuad.datasets import Task
 from continuad.datasets.demo import demo_task, write_mvtec
@@ -176,3 +176,18 @@ def test_full_settings_are_plain_and_complete(data: Path) -> None:
         full_settings(spec(data, method="paste-mcunet"))
     with pytest.raises(SettingsError, match="no backbone named 'tinny'"):
         full_settings(spec(data, backbone="tinny"))
+
+
+def test_changes_reach_the_methods_that_have_them() -> None:
+    changes = {"training": {"epochs": 3}, "student": {"steps": 5}, "fusion": "sum"}
+    assert applicable(changes, ["paste", "destseg"]) == {
+        "paste": {"training": {"epochs": 3}, "fusion": "sum"},
+        "destseg": {"student": {"steps": 5}},
+    }
+    for name, changes in (
+        ("colour", {"colour": 1}),
+        ("training.colour", {"training": {"colour": 1}}),
+        ("fusion.colour", {"fusion": {"colour": 1}}),
+    ):
+        with pytest.raises(SettingsError, match=f"No method here has a setting '{name}': paste, destseg"):
+            applicable(changes, ["paste", "destseg"])

@@ -208,6 +208,15 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return result
 
 
+def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested settings as pairs, the names joined by dots."""
+    found = []
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        found += flat_settings(value, f"{name}.") if isinstance(value, Mapping) else [(name, value)]
+    return found
+
+
 def _multiply(table: Mapping[str, Any], where: str, folder: Path) -> list[RunSpec]:
     """All combinations of the choices in a table; the seed changes fastest."""
     settings = {key: _settings(table, key, where) for key in _SETTINGS}

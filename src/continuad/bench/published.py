@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from continuad.bench.comparison import Column, ComparedRow, Comparison, measured_cell
-from continuad.bench.grid import RunSpec, merged
-from continuad.bench.summary import Group, flat_settings
+from continuad.bench.grid import RunSpec, flat_settings, merged
+from continuad.bench.scenario import applicable
+from continuad.bench.summary import Group
 from continuad.errors import SettingsError
 from continuad.registry import Registry
 
@@ -182,12 +183,13 @@ def plan(
         weights: where a backbone's weights come from, by its name; "auto" if it is not there.
         layout: see `RunSpec`.
         device: see `RunSpec`.
-        settings: changes to every row's own settings of the method, nested as they are.
+        settings: changes to the methods' settings, nested as they are, in every row whose method has them.
 
     Raises:
-        SettingsError: there is no product to learn, one is named twice, or weights are for a backbone that
-            is not run.
+        SettingsError: there is no product to learn, one is named twice, weights are for a backbone that is
+            not run, or no method has one of the settings.
     """
+    changes = applicable(settings, dict.fromkeys(row.run.method for row in table.rows if row.run is not None))
     chosen = tuple(name for name in table.products if name in available) if products is None else (*products,)
     if not chosen:
         raise SettingsError(
@@ -207,7 +209,7 @@ def plan(
             scenario=run.scenario,
             image_size=table.image_size if image_size is None else image_size,
             products=chosen,
-            settings=merged(run.settings, settings),
+            settings=merged(run.settings, changes[run.method]),
             strategy_settings=run.strategy_settings,
             dataset=dataset,
             layout=layout,
@@ -266,7 +268,7 @@ def _remarks(plan: Plan, products: tuple[str, ...], settings: Mapping[str, Any])
         yield f"The weights are random of: {', '.join(random)}."
     if settings:
         changes = ", ".join(f"{name} {value}" for name, value in flat_settings(settings))
-        yield f"Settings changed in every row: {changes}."
+        yield f"Settings changed, where a method has them: {changes}."
     for reason in dict.fromkeys(row.not_measured for row in table.rows if row.run is None):
         names = ", ".join(row.name for row in table.rows if row.not_measured == reason)
         yield f"Not measured, as {reason}: {names}."

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 
 from continuad.backbones import BACKBONES, create_backbone
 from continuad.bench.exam import Exam, load_images
-from continuad.bench.grid import RunSpec
+from continuad.bench.grid import RunSpec, flat_settings
 from continuad.continual.strategies import STRATEGIES, Strategy
 from continuad.datasets import Task, load_tasks
 from continuad.detectors import METHODS, Detector
@@ -84,6 +84,36 @@ def full_settings(run: RunSpec) -> dict[str, Any]:
         )
     settings = asdict(method.configure(run.settings))
     return {"method": settings, "strategy": _strategy_settings(strategy, run)}
+
+
+def applicable(settings: Mapping[str, Any], methods: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Return for each method those of some changes, nested as settings are, whose names it has.
+
+    Raises:
+        SettingsError: none of the methods has one of them.
+    """
+    found = {name: _known(settings, METHODS[name].settings) for name in methods}
+    used = {name for changes in found.values() for name, _ in flat_settings(changes)}
+    for name, _ in flat_settings(settings):
+        if name not in used:
+            raise SettingsError(
+                f"No method here has a setting {name!r}: {', '.join(methods)}.",
+                "See 'continuad methods --json' for the settings of each.",
+            )
+    return found
+
+
+def _known(changes: Mapping[str, Any], settings: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in changes.items():
+        if not hasattr(settings, name):
+            continue
+        current = getattr(settings, name)
+        if not isinstance(value, Mapping):
+            found[name] = value
+        elif is_dataclass(current) and (inner := _known(value, current)):
+            found[name] = inner
+    return found
 
 
 def run_scenario(run: RunSpec, folder: Path, progress: Progress = silent) -> list[dict[str, Any]]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from continuad.bench.grid import RunSpec
+from continuad.bench.grid import RunSpec, flat_settings
 from continuad.bench.runner import FinishedRun
 from continuad.bench.table import Row, Value
 from continuad.metrics.stream import StreamScores
@@ -164,15 +163,6 @@ def summary_rows(runs: Sequence[FinishedRun]) -> list[Row]:
         }
         for run in runs
     ]
-
-
-def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested settings as pairs, the names joined by dots."""
-    found = []
-    for key, value in settings.items():
-        name = f"{prefix}{key}"
-        found += flat_settings(value, f"{name}.") if isinstance(value, Mapping) else [(name, value)]
-    return found
 
 
 def _facts(run: RunSpec) -> dict[str, Value]:

@@ -114,7 +114,7 @@ def bench(
             "--set",
             metavar="KEY=VALUE",
             show_default=False,
-            help="Change a setting of every run's method, such as training.epochs=3; may be repeated.",
+            help="Change a setting of the methods that have it, such as training.epochs=3; may be repeated.",
         ),
     ] = None,
     device: Annotated[
@@ -213,13 +213,15 @@ def _study(
 ) -> _Study:
     from continuad.bench.grid import load_grid, merged
     from continuad.bench.published import load_published, plan
+    from continuad.bench.scenario import applicable
     from continuad.datasets import load_tasks
 
     usual = os.environ.get("CONTINUAD_DATA")
     defaults = {"dataset": str(Path(usual).absolute())} if usual else {}
     if spec is not None and table is None:
         grid = load_grid(spec, overrides=overrides, defaults=defaults)
-        runs = [replace(run, settings=merged(run.settings, settings)) for run in grid.runs]
+        changes = applicable(settings, dict.fromkeys(run.method for run in grid.runs))
+        runs = [replace(run, settings=merged(run.settings, changes[run.method])) for run in grid.runs]
         return _Study(grid.name, grid.name, runs)
     if spec is not None or table is None:
         raise SettingsError("There is no single thing to run.", "Give either a SPEC.toml or --table NAME.")
