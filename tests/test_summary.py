@@ -132,6 +132,14 @@ def test_labels_say_what_differs_and_nothing_else() -> None:
         "stfpm, tiny, training.epochs 3, image size 256",
         "stfpm, phinet, image size 64",
     ]
+    both = [
+        replace(SPEC, settings={"training": {"epochs": 3}, "norm_axis": axis})
+        for axis in ("channels", "height")
+    ]
+    assert labels(groups([finished(each) for each in both])) == [
+        "replay, norm_axis channels",
+        "replay, norm_axis height",
+    ]
     routed = replace(SPEC, strategy="routed", method="stfpm", settings={"training": {"epochs": 3}})
     assert labels(groups([finished(routed), finished()])) == ["routed, stfpm", "replay, paste"]
     assert labels(groups([finished()])) == ["replay"]

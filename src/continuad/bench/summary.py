@@ -142,9 +142,12 @@ def labels(together: Sequence[Group]) -> list[str]:
     rest = [name for name in differing if name not in shown]
 
     def said(fact: dict[str, Value], name: str) -> str:
-        axis = _SETTINGS_OF.get(name)
-        alike = [other for other in facts if axis is None or other[axis] == fact[axis]]
-        return _said(fact, name) if len({other[name] for other in alike}) > 1 else ""
+        if name not in _SETTINGS_OF:
+            return f"{name.replace('_', ' ')} {fact[name]}"
+        axis = _SETTINGS_OF[name]
+        every = [_pairs(other[name]) for other in facts if other[axis] == fact[axis]]
+        pairs = [pair for pair in _pairs(fact[name]) if not all(pair in others for others in every)]
+        return ", ".join(f"{key} {setting}" for key, setting in pairs)
 
     return [
         ", ".join([*(str(fact[name]) for name in shown), *filter(None, (said(fact, name) for name in rest))])
@@ -169,12 +172,8 @@ def _facts(run: RunSpec) -> dict[str, Value]:
     return {name: value for name, value in run.facts().items() if name != "seed"}
 
 
-def _said(facts: dict[str, Value], name: str) -> str:
-    """A fact in few words: settings as "codec int8-map"; nothing where there are none."""
-    value = facts[name]
-    if name not in _SETTINGS_OF:
-        return f"{name.replace('_', ' ')} {value}"
-    return ", ".join(f"{key} {setting}" for key, setting in flat_settings(json.loads(str(value))))
+def _pairs(settings: Value) -> list[tuple[str, Any]]:
+    return flat_settings(json.loads(str(settings)))
 
 
 def _over_time(run: FinishedRun, column: str) -> NDArray[np.float64]:
