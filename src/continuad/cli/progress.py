@@ -5,10 +5,17 @@ from __future__ import annotations
 import math
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from continuad.cli.output import say, stderr
 
@@ -18,19 +25,18 @@ if TYPE_CHECKING:
 LINE_SECONDS = 10.0
 
 
-class ProgressBar:
-    """Called as the `Progress` protocol says, within a `with` block.
+class _Bar:
+    """A bar with one line, within a `with` block.
 
     What is printed on the same console meanwhile appears above the bar.
     """
 
-    def __init__(self, console: Console = stderr) -> None:
+    def __init__(self, console: Console, *columns: ProgressColumn) -> None:
         self._console = console
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
+            *columns,
             console=console,
             transient=True,
             redirect_stdout=False,  # results stay where they belong
@@ -38,10 +44,9 @@ class ProgressBar:
             disable=not console.is_interactive,
         )
         self._task = self._bar.add_task("", visible=False)
-        self._what = ""
         self._last_line = time.monotonic()
 
-    def __enter__(self) -> ProgressBar:
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 
@@ -50,55 +55,45 @@ class ProgressBar:
     ) -> None:
         self._bar.stop()
 
+    def _line(self, text: str) -> None:
+        """Print a line, if the last one is some time ago."""
+        if time.monotonic() - self._last_line >= LINE_SECONDS:
+            say(text, console=self._console)
+            self._last_line = time.monotonic()
+
+
+class ProgressBar(_Bar):
+    """Called as the `Progress` protocol says."""
+
+    def __init__(self, console: Console = stderr) -> None:
+        super().__init__(console, MofNCompleteColumn(), TimeRemainingColumn(compact=True))
+        self._what = ""
+
     def __call__(self, done: int, total: int, what: str, /) -> None:
         """Show how far the work is."""
         if self._bar.disable:
-            self._line(done, total, what)
+            self._line(f"{what}: {done} of {total}")
         elif what != self._what:  # the time left is estimated anew
             self._bar.reset(self._task, total=total, completed=done, description=what, visible=True)
         else:
             self._bar.update(self._task, total=total, completed=done)
         self._what = what
 
-    def _line(self, done: int, total: int, what: str) -> None:
-        if time.monotonic() - self._last_line >= LINE_SECONDS:
-            say(f"{what}: {done} of {total}", console=self._console)
-            self._last_line = time.monotonic()
 
-
-class StandingBar:
-    """Shows how far a grid of runs is, within a `with` block; called with each `Standing`."""
+class StandingBar(_Bar):
+    """Shows how far a grid of runs is; called with each `Standing`."""
 
     def __init__(self, console: Console = stderr) -> None:
-        self._console = console
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            console=console,
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-            disable=not console.is_interactive,
-        )
-        self._task = self._bar.add_task("", total=None)
-        self._last_line = time.monotonic()
-
-    def __enter__(self) -> StandingBar:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
+        super().__init__(console)
 
     def __call__(self, standing: Standing, /) -> None:
         """Show it."""
         text = describe_standing(standing)
-        self._bar.update(self._task, description=text, completed=standing.done, total=standing.total)
-        if self._bar.disable and time.monotonic() - self._last_line >= LINE_SECONDS:
-            say(text, console=self._console)
-            self._last_line = time.monotonic()
+        if self._bar.disable:
+            self._line(text)
+        self._bar.update(
+            self._task, description=text, completed=standing.done, total=standing.total, visible=True
+        )
 
 
 def describe_standing(standing: Standing) -> str:
