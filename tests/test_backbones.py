@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from continuad.backbones import BACKBONES, Backbone, checkpoint, create_backbone
+from continuad.backbones import BACKBONES, Backbone, base, checkpoint, create_backbone
 from continuad.backbones.efficientnet_lite import SameConv2d
 from continuad.errors import SettingsError, WeightsError
 
@@ -79,6 +79,33 @@ def test_two_halves_equal_the_whole(backbone: Backbone) -> None:
     first = backbone.features(pixels(32, 32), [half])
     assert torch.equal(first[half], whole[half])
     assert torch.equal(backbone.features(first[half], [last], start=half)[last], whole[last])
+
+
+def test_batches_are_split_only_where_nothing_is_trained(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = torch.cat([pixels(32, 32, seed=seed) for seed in range(2)])[:3]
+    taps = names(backbone)
+    singles = [backbone.features(image[None], taps) for image in images]
+    parts: list[int] = []
+    normalise = backbone.normalise
+
+    def counted(part: Tensor) -> Tensor:
+        parts.append(len(part))
+        return normalise(part)
+
+    monkeypatch.setattr(backbone, "normalise", counted)
+    for at_a_time, split in [(1, [1, 1, 1]), (2 * 32 * 32, [2, 1])]:
+        monkeypatch.setattr(base, "PIXELS_AT_A_TIME", at_a_time)
+        for trained, expected in [(False, split), (True, [3])]:
+            parts.clear()
+            with torch.set_grad_enabled(trained):
+                found = backbone.features(images, taps)
+            assert parts == expected
+            assert list(found) == taps
+            for tap in taps:
+                whole = torch.cat([single[tap] for single in singles])
+                torch.testing.assert_close(found[tap], whole, rtol=1e-5, atol=1e-5 * float(whole.abs().max()))
 
 
 def test_taps_come_in_block_order_whatever_order_they_are_asked_in(backbone: Backbone) -> None:

@@ -52,7 +52,7 @@ COMMANDS = (
     "costs",
 )
 SETTINGS = {"training": {"epochs": 2, "min_steps": 0}}
-FAST = ("--set", "training.epochs=2", "--set", "training.min_steps=0")
+FAST = ("--head", "adapts-s", "--set", "training.epochs=2", "--set", "training.min_steps=0")
 BARE = ("--backbone", "tiny", "--weights", "random", "--image-size", "64")
 TINY = (*BARE, *FAST)
 
@@ -65,7 +65,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("cap", "wood"):
         task = demo_task(name, size=64, train=8, good=2, defective=2)
         write_mvtec(task, folder / "dataset" / name)
-        inspector.learn(name, folder / "dataset" / name / "train" / "good", settings=SETTINGS)
+        inspector.learn(
+            name, folder / "dataset" / name / "train" / "good", head="adapts-s", settings=SETTINGS
+        )
     return folder
 
 
@@ -201,7 +203,7 @@ def test_the_examples_in_the_help_work(
 
 def test_defaults_are_those_of_the_python_api() -> None:
     assert options.DEFAULT_BACKBONE == inspector_module.DEFAULT_BACKBONE
-    assert options.DEFAULT_HEAD == inspector_module.DEFAULT_METHOD
+    assert options.DEFAULT_HEAD == inspector_module.DEFAULT_HEAD
     assert options.DEFAULT_IMAGE_SIZE == inspector_module.DEFAULT_IMAGE_SIZE
     assert options.DEFAULT_FALSE_ALARM_RATE == inspector_module.DEFAULT_FALSE_ALARM_RATE
 
@@ -349,8 +351,9 @@ def test_other_weights_for_an_existing_bank_are_refused(
         (["cap", "{good}", "--weights", "no.pth"], "no.pth"),
         (["cap", "{good}", "--false-alarm-rate", "0"], "0"),
         (["cap", "{good}", "--device", "abacus"], "'abacus'"),
-        (["cap", "{good}", "--set", "training.epochs"], "training.epochs"),
-        (["cap", "{good}", "--set", "training.epochs=0"], "epochs"),
+        (["cap", "{good}", "--set", "budget"], "budget"),
+        (["cap", "{good}", "--set", "budget=1"], "budget"),
+        (["cap", "{good}", "--head", "adapts-s", "--set", "training.epochs=0"], "epochs"),
     ],
 )
 def test_a_refused_learn_leaves_no_bank(
@@ -402,7 +405,7 @@ def started(command: Sequence[str | Path]) -> Iterator[subprocess.Popen[str]]:
 def test_ctrl_c_while_learning_changes_nothing(bank: Path, good: Path, tmp_path: Path, is_new: bool) -> None:
     path = tmp_path / "new.bank" if is_new else bank
     before = contents(tmp_path)
-    words = ("learn", path, "new", good, *BARE, "--set", "training.epochs=1000000")
+    words = ("learn", path, "new", good, *BARE, "--head", "adapts-s", "--set", "training.epochs=1000000")
     with started(python(LEARNER, *words)) as process:
         assert process.stderr is not None
         for line in process.stderr:
@@ -868,7 +871,7 @@ def test_demo_reports_and_its_last_commands_work(
     assert Image.open(sheet).size[0] > 300
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("  continuad ")]
     assert [command[0] for command in commands] == ["learn", "inspect"]
-    for command in commands:
+    for command in commands:  # the first with the default head
         assert run(*command).code == 0
     assert len(Inspector.open("my demo/bank").products) == 3
 

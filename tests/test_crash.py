@@ -120,7 +120,9 @@ def test_a_learner_killed_at_any_time_changes_nothing(folder: Path) -> None:
     times = random.Random(0)
     for _ in range(6):
         child = start_child(
-            lambda: Inspector.open(folder).learn("screw", photos("screw", 7), settings=forever)
+            lambda: Inspector.open(folder).learn(
+                "screw", photos("screw", 7), head="adapts-s", settings=forever
+            )
         )
         time.sleep(times.uniform(0, 0.15))
         os.kill(child, signal.SIGKILL)

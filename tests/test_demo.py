@@ -21,6 +21,7 @@ from continuad.inspector import Inspector, Product
 QUICK: dict[str, Any] = {
     "backbone": "tiny",
     "weights": "random",
+    "head": "adapts-s",
     "settings": {"training": {"epochs": 1}},
     "image_size": 64,
     "train": 8,
@@ -101,7 +102,7 @@ def test_the_proof_fails_when_the_first_product_is_changed(
     def meddle(product: Product) -> None:
         if product.name == "cap":
             Inspector.open(tmp_path / "bank").learn(
-                "wood", train, settings=QUICK["settings"], seed=9, replace_existing=True
+                "wood", train, head="adapts-s", settings=QUICK["settings"], seed=9, replace_existing=True
             )
 
     report = run_demo(tmp_path, products=["wood", "cap"], learnt=meddle, **QUICK)

@@ -83,6 +83,13 @@ def test_an_image_at_the_limit_is_still_known() -> None:
     assert not Route("bolt", float("nan")).is_known
 
 
+def test_a_limit_of_zero_admits_what_lies_on_the_prototype() -> None:
+    router = router_of(np.zeros((2, 1), np.float32), np.zeros(2))
+    on, off = router.route(np.array([[0], [1]], np.float32))
+    assert on == Route("0", 0.0)
+    assert not off.is_known
+
+
 def test_the_limit_is_a_multiple_of_the_largest_distance() -> None:
     held_out = np.array([[3, 4], [0, 1], [0, 0]], np.float32)
     assert distance_limit(np.zeros(2, np.float32), held_out, margin=2.0) == 10.0

@@ -19,6 +19,8 @@ BACKBONES: Registry[Callable[[], Backbone]] = Registry("backbone")
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
+PIXELS_AT_A_TIME = 2**17
+
 
 @dataclass(frozen=True)
 class Block:
@@ -216,14 +218,11 @@ class Backbone(nn.Module):
             raise SettingsError(
                 f"{self.name}: block {wanted[0]!r} does not lie behind {start!r}.", "Ask for later taps."
             )
-        out: dict[str, Tensor] = {}
-        if start is None:
-            x = self.normalise(x)
-        for name in names[first : last + 1]:
-            x = self._steps[name].run(x)
-            if name in wanted:
-                out[name] = x
-        return out
+        run = [self._steps[name] for name in names[first : last + 1]]
+        if start is not None:
+            return _outputs(x, run, wanted)
+        parts = [_outputs(self.normalise(part), run, wanted) for part in _in_cache(x)]
+        return parts[0] if len(parts) == 1 else {tap: torch.cat([p[tap] for p in parts]) for tap in wanted}
 
     def macs(self, size: int) -> dict[str, int]:
         """Multiply-accumulates of each block's convolutions for one image of `size` x `size` pixels."""
@@ -245,6 +244,26 @@ class Backbone(nn.Module):
                 tensors = [*module.parameters(), *(module.buffers() if include_buffers else ())]
                 total += sum(t.numel() * t.element_size() for t in tensors)
         return total
+
+
+def _outputs(x: Tensor, blocks: Sequence[Block], taps: Sequence[str]) -> dict[str, Tensor]:
+    """Run blocks one after the other and return the outputs of those called `taps`."""
+    out: dict[str, Tensor] = {}
+    for block in blocks:
+        x = block.run(x)
+        if block.name in taps:
+            out[block.name] = x
+    return out
+
+
+def _in_cache(images: Tensor) -> Sequence[Tensor]:
+    """Split a batch (B, 3, H, W), where nothing is trained on a CPU, into parts that fit into its cache.
+
+    A larger batch takes up to twice as long per image.
+    """
+    if torch.is_grad_enabled() or images.device.type != "cpu":
+        return [images]
+    return torch.split(images, max(1, PIXELS_AT_A_TIME // (images.shape[2] * images.shape[3])))
 
 
 def average_pool(x: Tensor) -> Tensor:

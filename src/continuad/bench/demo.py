@@ -23,7 +23,7 @@ from continuad.errors import DatasetError, SettingsError
 from continuad.images import load_image, load_mask
 from continuad.inspector import Inspector, Product
 from continuad.inspector.drawing import Pixels, SheetCell, SheetRow, contact_sheet, describe
-from continuad.inspector.inspector import DEFAULT_BACKBONE, DEFAULT_METHOD
+from continuad.inspector.inspector import DEFAULT_BACKBONE, DEFAULT_HEAD
 from continuad.progress import Progress, silent
 
 STRANGER = "screw"
@@ -111,7 +111,7 @@ def run_demo(
     products: Sequence[str] | None = None,
     backbone: str = DEFAULT_BACKBONE,
     weights: str = "auto",
-    head: str = DEFAULT_METHOD,
+    head: str = DEFAULT_HEAD,
     settings: Mapping[str, Any] | None = None,
     image_size: int = 256,
     train: int = 60,

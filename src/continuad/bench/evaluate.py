@@ -16,7 +16,7 @@ from continuad.detectors import METHODS
 from continuad.detectors.base import settings_as_dict
 from continuad.errors import BankError
 from continuad.images import load_image, load_mask, resize, resize_mask
-from continuad.inspector import Inspector, Product
+from continuad.inspector import AUTO, CHOSEN, Inspector, Product, method_of
 from continuad.metrics import ImageScores, PixelMetrics, PixelScores, binomial_interval, image_scores
 from continuad.progress import Progress, silent
 
@@ -111,7 +111,7 @@ def evaluate(
         inspector: its bank may hold some of the products already, as an interrupted evaluation leaves it;
             they are not learnt again. Whatever else it holds takes part in the routing.
         tasks: in the order in which they are learnt.
-        head: a name in `METHODS`.
+        head: "auto", or a name in `METHODS`.
         settings: changes to the method's settings by name.
         false_alarm_rate: thresholds are calibrated for it.
         seed: of learning.
@@ -149,7 +149,7 @@ def learn_tasks(
     learnt: Callable[[Product], None] = ignore,
 ) -> None:
     """Learn the tasks that the bank does not hold yet, one after another; see `evaluate`."""
-    wanted = settings_as_dict(METHODS[head].build(inspector.backbone, settings))
+    wanted = settings_as_dict(METHODS[method_of(head)].build(inspector.backbone, settings))
     known = inspector.products
     for task in tasks:
         if task.name in known:
@@ -224,14 +224,16 @@ def _check_learnt_alike(
     """Refuse to take over a product that was learnt otherwise than this evaluation would."""
     calibration = product.calibration
     facts = {
-        "head": (product.method, head),
+        "head": (AUTO if product.reason else product.method, head),
         "number of images": (product.images + len(calibration.scores), len(task.train)),
         "seed": (product.seed, seed),
         "false-alarm rate": (calibration.false_alarm_rate, false_alarm_rate),
     }
-    if product.method == head:
+    if product.method == method_of(head):
         facts |= {
-            f"{name!r} setting": (product.settings.get(name), value) for name, value in settings.items()
+            f"{name!r} setting": (product.settings.get(name), value)
+            for name, value in settings.items()
+            if head != AUTO or name not in CHOSEN
         }
     for what, (has, wants) in facts.items():
         if has != wants:

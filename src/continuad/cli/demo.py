@@ -63,8 +63,9 @@ def demo(
     """
     from continuad.bench import mean_report, run_demo
     from continuad.detectors import METHODS
+    from continuad.inspector import method_of
 
-    changes = parse_settings(settings or [], METHODS[head].settings)
+    changes = parse_settings(settings or [], METHODS[method_of(head)].settings)
     with ProgressBar() as progress:
         report = run_demo(
             out,

@@ -90,8 +90,9 @@ def evaluate(
     from continuad.bench import mean_report
     from continuad.datasets import load_tasks
     from continuad.detectors import METHODS
+    from continuad.inspector import method_of
 
-    changes = parse_settings(settings or [], METHODS[head].settings)
+    changes = parse_settings(settings or [], METHODS[method_of(head)].settings)
     tasks = load_tasks(dataset, layout=layout, products=names(products))
     foundation = Foundation(backbone, weights, image_size, routing)
     _write(out, None)

@@ -60,8 +60,9 @@ def learn(
     """
     try:
         from continuad.detectors import METHODS
+        from continuad.inspector import method_of
 
-        changes = parse_settings(settings or [], METHODS[head].settings)
+        changes = parse_settings(settings or [], METHODS[method_of(head)].settings)
         photos = all_images(images)
         foundation = Foundation(backbone, weights, image_size, routing)
         with (
@@ -86,3 +87,5 @@ def learn(
         f"Learnt {product.name!r} from {len(photos)} photos in {product.seconds:.1f} s: "
         f"{kib(product.bytes)} KiB, threshold {product.calibration.threshold:.4g}."
     )
+    if product.reason:
+        say(product.reason)

@@ -9,6 +9,8 @@ from continuad.cli.app import app, example
 from continuad.cli.options import JsonOption
 from continuad.cli.output import print_json, print_table, say
 
+AUTO_SUMMARY = "The default: the compact memory bank, tuned to the product by synthetic defects."
+
 
 @app.command(epilog=example("continuad methods"))
 def methods(json: JsonOption = False) -> None:
@@ -24,6 +26,7 @@ def methods(json: JsonOption = False) -> None:
         for name, summary in backbones.items():
             print_json({"kind": "backbone", "name": name, "summary": summary})
         return
-    print_table(("method (--head)", ""), ((name, method.summary) for name, method in METHODS.items()))
+    heads = {"auto": AUTO_SUMMARY, **{name: method.summary for name, method in METHODS.items()}}
+    print_table(("method (--head)", ""), heads.items())
     say()
     print_table(("backbone (--backbone)", ""), backbones.items())

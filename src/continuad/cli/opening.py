@@ -46,7 +46,7 @@ def open_or_create(
     """
     from continuad.continual import RoutingSettings
     from continuad.detectors import METHODS
-    from continuad.inspector import Inspector
+    from continuad.inspector import Inspector, method_of
 
     check_device(device)
     if not is_free(path):
@@ -56,7 +56,7 @@ def open_or_create(
         return
     inspector = Inspector.create(
         path,
-        backbone=foundation.backbone or METHODS[head].backbone or DEFAULT_BACKBONE,
+        backbone=foundation.backbone or METHODS[method_of(head)].backbone or DEFAULT_BACKBONE,
         weights=foundation.weights or "auto",
         image_size=foundation.image_size if foundation.image_size is not None else DEFAULT_IMAGE_SIZE,
         routing=RoutingSettings(foundation.routing) if foundation.routing else None,

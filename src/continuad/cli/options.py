@@ -11,14 +11,15 @@ from typing import Annotated
 import typer
 
 DEFAULT_BACKBONE = "efficientnet_lite0"
-DEFAULT_HEAD = "adapts-s"
-DEFAULT_IMAGE_SIZE = 256
+DEFAULT_HEAD = "auto"
+DEFAULT_IMAGE_SIZE = 384
 DEFAULT_FALSE_ALARM_RATE = 0.01
 
 BankArgument = Annotated[Path, typer.Argument(metavar="BANK", help="Folder of the bank.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The product's name.")]
 HeadOption = Annotated[
-    str, typer.Option("--head", "--method", metavar="NAME", help="The method; see 'continuad methods'.")
+    str,
+    typer.Option("--head", "--method", metavar="NAME", help="'auto', or a method; see 'continuad methods'."),
 ]
 SetOption = Annotated[
     list[str] | None,

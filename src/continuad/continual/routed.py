@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ from continuad.continual.routing import PrototypeRouter, Route, RoutingSettings,
 from continuad.detectors import Detector
 from continuad.errors import ProductError
 from continuad.stopwatch import Stopwatch
+
+HEAD_MEMORY = 64 * 2**20
+"""Bytes of heads that stay loaded: more than a hundred of the largest that fit into 512 KiB."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,35 @@ class Inspection:
     score: float
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Head:
     taps: tuple[str, ...]
     load: Callable[[], Detector]
-    detector: Detector | None = None
+
+
+class _RecentHeads:
+    """The detectors that were used last: as many as fit into a number of bytes, but always the last one."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._bytes = 0
+        self._heads: OrderedDict[str, tuple[Detector, int]] = OrderedDict()
+
+    def get(self, name: str, load: Callable[[], Detector]) -> Detector:
+        if name in self._heads:
+            self._heads.move_to_end(name)
+            return self._heads[name][0]
+        detector = load()
+        size = sum(tensor.nbytes for tensor in (*detector.parameters(), *detector.buffers()))
+        self._heads[name] = detector, size
+        self._bytes += size
+        while self._bytes > self._limit and len(self._heads) > 1:
+            self.drop(next(iter(self._heads)))
+        return detector
+
+    def drop(self, name: str) -> None:
+        if name in self._heads:
+            self._bytes -= self._heads.pop(name)[1]
 
 
 class RoutedHeads:
@@ -47,13 +75,19 @@ class RoutedHeads:
     Args:
         backbone: shared by all heads.
         routing: where prototypes are taken from.
+        head_memory: bytes of parameters and buffers of heads that stay loaded, those used last; the others
+            are loaded again when they are needed.
     """
 
-    def __init__(self, backbone: Backbone, routing: RoutingSettings) -> None:
+    def __init__(
+        self, backbone: Backbone, routing: RoutingSettings, *, head_memory: int = HEAD_MEMORY
+    ) -> None:
         self.backbone = backbone
         self.routing = routing
         self.router = PrototypeRouter()
         self._heads: dict[str, _Head] = {}
+        self._recent = _RecentHeads(head_memory)
+        self._shared_taps: tuple[str, ...] | None = None  # None until they are asked for
 
     def add(
         self,
@@ -64,23 +98,24 @@ class RoutedHeads:
         prototype: Vectors,
         limit: float,
     ) -> None:
-        """Add or replace a product; `load` is called when its head is first needed, `taps` are the head's."""
+        """Add or replace a product; `load` is called when its head is needed, `taps` are the head's."""
+        self._recent.drop(name)
+        self._shared_taps = None
         self._heads[name] = _Head(taps, load)
         self.router.add(name, prototype, limit)
 
     def remove(self, name: str) -> None:
         """Remove a product."""
         del self._heads[name]
+        self._recent.drop(name)
+        self._shared_taps = None
         self.router.remove(name)
 
     def head(self, name: str) -> Detector:
         """Return a product's head, loading it if need be."""
         if name not in self._heads:
             raise ProductError(f"No product is called {name!r}.", "Learn it first, or list the products.")
-        head = self._heads[name]
-        if head.detector is None:
-            head.detector = head.load()
-        return head.detector
+        return self._recent.get(name, self._heads[name].load)
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Vectors:
@@ -128,9 +163,11 @@ class RoutedHeads:
 
     def _shared_features(self, images: Tensor) -> dict[str, Tensor]:
         """Run the backbone up to the router's tap, keeping what any head will want on the way."""
-        wanted = {self.routing.tap, *(tap for head in self._heads.values() for tap in head.taps)}
-        order = self.backbone.order(wanted)
-        return self.backbone.features(images, order[: order.index(self.routing.tap) + 1])
+        if self._shared_taps is None:
+            wanted = {self.routing.tap, *(tap for head in self._heads.values() for tap in head.taps)}
+            order = self.backbone.order(wanted)
+            self._shared_taps = order[: order.index(self.routing.tap) + 1]
+        return self.backbone.features(images, self._shared_taps)
 
     def _complete(
         self, features: Mapping[str, Tensor], images: Tensor, taps: Collection[str]

@@ -18,6 +18,9 @@ Vectors = NDArray[np.float32]
 CLEARLY_NEARER = 0.5
 """An image is clearly nearer to one prototype than to another at less than this share of the distance."""
 
+TINY = 1e-300
+"""What a distance of zero counts as where it divides."""
+
 
 @dataclass(frozen=True)
 class RoutingSettings:
@@ -69,29 +72,49 @@ class Route:
         return self.distance <= 1
 
 
+@dataclass(frozen=True)
+class _Table:
+    """The products of a router, ready to be compared with: names, prototypes (P, D) float64 and limits."""
+
+    names: tuple[str, ...]
+    prototypes: NDArray[np.float64]
+    limits: tuple[float, ...]
+
+    def route(self, vector: NDArray[np.float64]) -> Route:
+        """Route one embedding (D,).
+
+        Each distance is summed along its own row, so that no bit of it depends on the other products; a
+        matrix product would promise no such thing.
+        """
+        distances = np.sqrt(((self.prototypes - vector) ** 2).sum(1))
+        nearest = int(distances.argmin())
+        first = float(distances[nearest])
+        excess = first / max(self.limits[nearest], TINY)
+        if len(distances) > 1:
+            second = float(np.partition(distances, 1)[1])
+            excess = min(excess, first / max(CLEARLY_NEARER * second, TINY))
+        return Route(self.names[nearest], excess)
+
+
 class PrototypeRouter:
     """The prototypes (mean embeddings) of all products, and how far from each an image of it may lie."""
 
     def __init__(self) -> None:
-        self._names: list[str] = []
-        self._prototypes: list[Vectors] = []
-        self._limits: list[float] = []
+        self._entries: dict[str, tuple[Vectors, float]] = {}
+        self._table: _Table | None = None  # None until it is asked for
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._entries)
 
     def add(self, name: str, prototype: Vectors, limit: float) -> None:
         """Add or replace a product: its prototype (D,) and its limit."""
         self.remove(name)
-        self._names.append(name)
-        self._prototypes.append(prototype)
-        self._limits.append(limit)
+        self._entries[name] = prototype, limit
 
     def remove(self, name: str) -> None:
         """Remove a product, if it is there."""
-        if name in self._names:
-            index = self._names.index(name)
-            del self._names[index], self._prototypes[index], self._limits[index]
+        self._entries.pop(name, None)
+        self._table = None
 
     def route(self, vectors: Vectors) -> list[Route]:
         """Route embeddings (B, D); there must be a product.
@@ -101,15 +124,10 @@ class PrototypeRouter:
         than to the second nearest either: a broken part lies beyond the limits of its product, but nowhere
         near another. `Route.distance` is the lesser of the two excesses.
         """
-        differences = vectors[:, None, :].astype(np.float64) - np.stack(self._prototypes)[None]
-        distances = np.sqrt((differences**2).sum(2))
-        nearest = distances.argmin(1)
-        first = distances.min(1)
-        excess = first / np.asarray(self._limits)[nearest]
-        if len(self) > 1:
-            second = np.partition(distances, 1, axis=1)[:, 1]
-            excess = np.minimum(excess, first / np.maximum(CLEARLY_NEARER * second, 1e-300))
-        return [Route(self._names[index], float(value)) for index, value in zip(nearest, excess, strict=True)]
+        if self._table is None:
+            prototypes, limits = zip(*self._entries.values(), strict=True)
+            self._table = _Table(tuple(self._entries), np.stack(prototypes).astype(np.float64), limits)
+        return [self._table.route(vector) for vector in vectors.astype(np.float64)]
 
 
 def distance_limit(prototype: Vectors, held_out: Vectors, *, margin: float) -> float:

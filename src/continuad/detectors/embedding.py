@@ -43,5 +43,9 @@ def as_vectors(embedding: Tensor) -> Tensor:
 def as_maps(scores: Tensor, embedding: Tensor, size: Sequence[int]) -> Tensor:
     """Turn scores (B H W,) of an embedding's positions into maps (B, *size), resized bilinearly."""
     batch, _, height, width = embedding.shape
-    maps = scores.view(batch, 1, height, width)
-    return F.interpolate(maps, list(size), mode="bilinear", align_corners=False).squeeze(1)
+    return resize_maps(scores.view(batch, height, width), size)
+
+
+def resize_maps(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize maps (B, H, W) bilinearly to (B, *size)."""
+    return F.interpolate(maps[:, None], list(size), mode="bilinear", align_corners=False).squeeze(1)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from continuad.backbones import Backbone
 from continuad.detectors.base import Detector
 from continuad.progress import Progress
 
@@ -19,7 +20,15 @@ class FittedDetector(Detector):
     """The base of methods that keep statistics or vectors of normal features, in buffers.
 
     How large a buffer is may depend on what was learnt.
+
+    Attributes:
+        tap_means: of the images last learnt from, the mean over positions (N, C) at each tap: for the router,
+            which need not run the backbone again. Not part of the state.
     """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__(backbone)
+        self.tap_means: dict[str, Tensor] = {}
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         """Take buffers over in the size that they have."""
@@ -41,6 +50,11 @@ class FittedDetector(Detector):
     @torch.no_grad()
     def batches(self, images: Tensor, progress: Progress) -> Iterator[Mapping[str, Tensor]]:
         """Yield the backbone's outputs at the taps for one batch of images (N, 3, S, S) after another."""
+        means: dict[str, list[Tensor]] = {tap: [] for tap in self.taps}
         for first in range(0, len(images), BATCH):
             progress(first, len(images), "looking at normal images")
-            yield self.backbone.features(images[first : first + BATCH], self.taps)
+            features = self.backbone.features(images[first : first + BATCH], self.taps)
+            for tap in self.taps:
+                means[tap].append(features[tap].mean((2, 3)))
+            yield features
+        self.tap_means = {tap: torch.cat(found) for tap, found in means.items()}

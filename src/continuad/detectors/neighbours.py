@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CHUNK = 2**23
+CHUNK = 2**22
 """Distances that are held at a time."""
 
 
@@ -24,10 +24,14 @@ def nearest(queries: Tensor, bank: Tensor, *, count: int = 1) -> tuple[Tensor, T
     centre = bank.mean(0)
     bank, queries = bank - centre, queries - centre
     norms = bank.square().sum(1)
-    found = []
-    for part in torch.split(queries, max(1, CHUNK // len(bank))):
-        partial = torch.addmm(norms, part, bank.T, alpha=-2)
+    distances = queries.new_empty(len(queries), count)
+    indices = torch.empty(len(queries), count, dtype=torch.int64, device=queries.device)
+    rows = max(1, CHUNK // len(bank))
+    block = queries.new_empty(min(rows, len(queries)), len(bank))  # one for all: the heap stays in one piece
+    for first in range(0, len(queries), rows):
+        part = queries[first : first + rows]
+        partial = torch.addmm(norms, part, bank.T, alpha=-2, out=block[: len(part)])
         values, places = partial.min(1, keepdim=True) if count == 1 else partial.topk(count, largest=False)
-        found.append(((values + part.square().sum(1, keepdim=True)).clamp_(min=0), places))
-    distances, indices = zip(*found, strict=True)
-    return torch.cat(distances), torch.cat(indices)
+        distances[first : first + rows] = values + part.square().sum(1, keepdim=True)
+        indices[first : first + rows] = places
+    return distances.clamp_(min=0), indices

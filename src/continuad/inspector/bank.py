@@ -8,23 +8,26 @@
       .lock                     held for the moment of a write
 
 Readers need no lock: they read one manifest, and the files that it names never change. A file that no
-manifest names any more is removed by the next writer.
+manifest names any more is removed by the next writer. What it takes to recognise a product stands in the
+manifest; its file is read when its head is needed.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import glob
 import hashlib
-import json
-import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import safetensors
 import safetensors.torch
 from filelock import FileLock, Timeout
@@ -32,92 +35,23 @@ from torch import Tensor
 
 from continuad.durable import sync_folder, write_whole
 from continuad.errors import BankError
+from continuad.inspector.manifest import Manifest
 from continuad.inspector.product import Product, file_stem
 
-FORMAT = "continuad-bank"
-VERSION = 1
 LOCK_SECONDS = 60
+SETTLED_SECONDS = 2
+"""Two writes within this time may leave the same time stamp: that is how coarse FAT is."""
 DRAFT = ".draft"
 
 RESTORE = "Restore it from a backup; a product can also be learnt again."
-BACKBONE_FILE = re.compile(r"backbone-[0-9a-f]{12}\.safetensors")
-PRODUCT_FILE = re.compile(r"products/[a-z0-9-]+-r[0-9]+\.safetensors")
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """What a bank holds.
+class _Reading(NamedTuple):
+    """A manifest as it was read; the stamp is None while the file might change without changing its stamp."""
 
-    Attributes:
-        backbone: name, file and sha256 of the frozen backbone.
-        image_size: side in pixels that images are resized to.
-        routing: settings of the router as plain values.
-        revision: grows with every write.
-        products: by name, in the order in which they were learnt.
-    """
-
-    backbone: Mapping[str, str]
-    image_size: int
-    routing: Mapping[str, Any]
-    revision: int = 0
-    products: Mapping[str, Product] = field(default_factory=dict)
-
-    def to_json(self) -> bytes:
-        """The manifest as it lies on disk."""
-        content = {
-            "format": FORMAT,
-            "version": VERSION,
-            "backbone": dict(self.backbone),
-            "image_size": self.image_size,
-            "routing": dict(self.routing),
-            "revision": self.revision,
-            "products": [product.as_dict() for product in self.products.values()],
-        }
-        return json.dumps({**content, "sha256": _checksum(content)}, indent=1).encode()
-
-    @classmethod
-    def from_json(cls, data: bytes, place: Path) -> Manifest:
-        """The inverse of `to_json`; `place` is for messages.
-
-        Raises:
-            BankError: it is damaged, or written by a newer continuad.
-        """
-        damaged = BankError(f"{place} is damaged.", "Restore the bank from a backup, or create a new one.")
-        try:
-            content = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise damaged from error
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise BankError(f"{place} does not belong to a continuad bank.", "Check the path.")
-        if content.get("version") != VERSION:
-            raise BankError(
-                f"{place} has format version {content.get('version')}; this continuad reads {VERSION}.",
-                "Upgrade continuad.",
-            )
-        if content.pop("sha256", None) != _checksum(content):
-            raise damaged
-        try:
-            products = [Product.from_dict(entry) for entry in content["products"]]
-            manifest = cls(
-                content["backbone"],
-                content["image_size"],
-                content["routing"],
-                content["revision"],
-                {product.name: product for product in products},
-            )
-            inside = [
-                BACKBONE_FILE.fullmatch(manifest.backbone["file"]),
-                *(PRODUCT_FILE.fullmatch(product.file) for product in products),
-            ]
-        except (KeyError, TypeError) as error:
-            raise damaged from error
-        if not all(inside):  # anyone can compute the checksum of a manifest that points elsewhere
-            raise BankError(f"{place} names files that no bank has.", "Do not use this bank.")
-        return manifest
-
-
-def _checksum(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    stamp: tuple[int, int, int] | None
+    data: bytes
+    manifest: Manifest
 
 
 class Bank:
@@ -134,8 +68,7 @@ class Bank:
         self.path = path
         self._manifest_path = path / "manifest.json"
         self._unfinished = path / "unfinished"
-        self._stamp: tuple[int, int, int] | None = None
-        self._manifest = self.manifest()
+        self._known = self._read_manifest(None)
 
     @classmethod
     def create(
@@ -175,13 +108,19 @@ class Bank:
         return cls(path)
 
     def manifest(self) -> Manifest:
-        """Return the manifest as it is on disk now; it is only read again when it has changed."""
+        """Return the manifest as it is on disk now: the same object for as long as it has not changed."""
+        self._known = self._read_manifest(self._known)
+        return self._known.manifest
+
+    def _read_manifest(self, known: _Reading | None) -> _Reading:
+        """Read the manifest if it may have changed since it was read last, and parse it if it has."""
         try:
+            now = time.time()
             status = self._manifest_path.stat()
             stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
-            if stamp != self._stamp:
-                self._manifest = Manifest.from_json(self._manifest_path.read_bytes(), self._manifest_path)
-                self._stamp = stamp
+            if known is not None and known.stamp == stamp:
+                return known
+            data = self._manifest_path.read_bytes()
         except FileNotFoundError as error:
             raise BankError(
                 f"There is no bank at {self.path}.", "Check the path, or create a bank by learning a product."
@@ -190,11 +129,16 @@ class Bank:
             raise BankError(
                 f"{self._manifest_path} cannot be read: {error.strerror}.", "Check it."
             ) from error
-        return self._manifest
+        if known is not None and known.data == data:
+            manifest = known.manifest
+        else:
+            manifest = Manifest.from_json(data, self._manifest_path)
+        settled = now - status.st_mtime > SETTLED_SECONDS
+        return _Reading(stamp if settled else None, data, manifest)
 
     def backbone_file(self) -> Path:
         """Return the path of the backbone's checkpoint, checked against its checksum."""
-        entry = self._manifest.backbone
+        entry = self._known.manifest.backbone
         self._read(entry["file"], entry["sha256"])
         return self.path / entry["file"]
 
@@ -205,6 +149,16 @@ class Bank:
             return safetensors.torch.load(data)
         except safetensors.SafetensorError as error:
             raise BankError(f"{self.path / product.file} is no safetensors file.", RESTORE) from error
+
+    def prototype(self, product: Product) -> npt.NDArray[np.float32]:
+        """Return the prototype (D,) of a product; its file is only read if its entry has none."""
+        if not product.prototype:
+            found: npt.NDArray[np.float32] = self.state(product)["prototype"].numpy()
+            return found
+        try:
+            return np.frombuffer(base64.b64decode(product.prototype, validate=True), "<f4")
+        except ValueError as error:
+            raise BankError(f"The prototype of {product.name!r} is damaged.", RESTORE) from error
 
     def _read(self, file: str, sha256: str) -> bytes:
         path = self.path / file
@@ -234,11 +188,11 @@ class Bank:
             ) from error
 
     def put(self, product: Product, state: Mapping[str, Tensor], *, expected: Product | None) -> Product:
-        """Add or replace a product; returns it with file, bytes and checksum filled in.
+        """Add or replace a product; returns it with file, bytes, checksum and prototype filled in.
 
         Args:
-            product: its entry; `file`, `bytes` and `sha256` are ignored.
-            state: its tensors.
+            product: its entry; `file`, `bytes`, `sha256` and `prototype` are ignored.
+            state: its tensors, "prototype" (D,) float32 among them.
             expected: the entry that it replaces, None for a new product.
 
         Raises:
@@ -250,7 +204,8 @@ class Bank:
             file = f"products/{file_stem(product.name)}-r{manifest.revision + 1}.safetensors"
             write_whole(self.path / file, data)
             digest = hashlib.sha256(data).hexdigest()
-            product = replace(product, file=file, bytes=len(data), sha256=digest)
+            prototype = base64.b64encode(state["prototype"].cpu().numpy().astype("<f4").tobytes()).decode()
+            product = replace(product, file=file, bytes=len(data), sha256=digest, prototype=prototype)
             others = _without(manifest, product.name)
             self._commit(manifest, {**others, product.name: product})
             self._drop_unfinished(product.name)

@@ -22,24 +22,26 @@ from torch import Tensor
 
 from continuad import __version__
 from continuad.backbones import checkpoint, create_backbone
-from continuad.continual import Inspection, RoutedHeads, RoutingSettings
-from continuad.continual.routing import distance_limit
+from continuad.continual import HEAD_MEMORY, Inspection, RoutedHeads, RoutingSettings
+from continuad.continual.routing import Vectors, distance_limit, embed
 from continuad.datasets import hold_out
 from continuad.detectors import METHODS, Detector
 from continuad.detectors.base import settings_as_dict
+from continuad.detectors.fitted import FittedDetector
 from continuad.errors import BankError, ImageError, ProductError, SettingsError
 from continuad.files import find_images
 from continuad.images import ImageSource, load_image, load_stack, resize
 from continuad.inspector.bank import Bank
 from continuad.inspector.calibration import check_false_alarm_rate, threshold
+from continuad.inspector.choice import AUTO, choose, method_of
 from continuad.inspector.product import Calibration, Product, check_name
 from continuad.inspector.verdict import Verdict
 from continuad.progress import Progress, silent
 from continuad.stopwatch import Stopwatch
 
 DEFAULT_BACKBONE = "efficientnet_lite0"
-DEFAULT_METHOD = "adapts-s"
-DEFAULT_IMAGE_SIZE = 256
+DEFAULT_HEAD = AUTO
+DEFAULT_IMAGE_SIZE = 384
 DEFAULT_FALSE_ALARM_RATE = 0.01
 HELD_OUT = 0.2
 MIN_HELD_OUT = 3
@@ -55,15 +57,16 @@ class Inspector:
     one of them has learnt is known to the others from their next call on.
     """
 
-    def __init__(self, bank: Bank, *, device: str = "cpu") -> None:
+    def __init__(self, bank: Bank, *, device: str = "cpu", head_memory: int = HEAD_MEMORY) -> None:
         manifest = bank.manifest()
         self.bank = bank
         self.device = torch.device(device)
         self.image_size = manifest.image_size
         backbone = create_backbone(manifest.backbone["name"], weights=str(bank.backbone_file()))
         self.backbone = backbone.to(self.device)
-        self._heads = RoutedHeads(self.backbone, RoutingSettings(**manifest.routing))
-        self._known: dict[str, Product] = {}
+        routing = RoutingSettings(**manifest.routing)
+        self._heads = RoutedHeads(self.backbone, routing, head_memory=head_memory)
+        self._known: Mapping[str, Product] = {}
 
     @classmethod
     def create(
@@ -103,13 +106,20 @@ class Inspector:
         return cls(bank, device=device)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, device: str = "cpu") -> Inspector:
+    def open(
+        cls, path: str | os.PathLike[str], *, device: str = "cpu", head_memory: int = HEAD_MEMORY
+    ) -> Inspector:
         """Open an existing bank.
+
+        Args:
+            path: its folder.
+            device: a torch device.
+            head_memory: bytes of heads that stay loaded, those used last.
 
         Raises:
             BankError: there is none, or it is damaged.
         """
-        return cls(Bank(Path(path).absolute()), device=device)
+        return cls(Bank(Path(path).absolute()), device=device, head_memory=head_memory)
 
     @property
     def products(self) -> Mapping[str, Product]:
@@ -133,7 +143,7 @@ class Inspector:
         name: str,
         images: Sequence[ImageSource] | str | os.PathLike[str],
         *,
-        head: str = DEFAULT_METHOD,
+        head: str = DEFAULT_HEAD,
         settings: Mapping[str, Any] | None = None,
         false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
         replace_existing: bool = False,
@@ -148,8 +158,9 @@ class Inspector:
         Args:
             name: what to call it.
             images: at least 6; or a folder or a glob pattern of image files.
-            head: a name in `METHODS`.
-            settings: changes to the method's settings by name.
+            head: a name in `METHODS`; or "auto": the compact memory bank, which then chooses by synthetic
+                defects how it scores, and says why (`Product.reason`).
+            settings: changes to the method's settings by name ("auto": of "compact").
             false_alarm_rate: share of good parts that may be called anomalous.
             replace_existing: learn a known product anew.
             seed: of the training and of the held-out split.
@@ -164,7 +175,8 @@ class Inspector:
         existing = self.products.get(name)
         if existing is not None and not replace_existing:
             raise ProductError(f"The bank knows {name!r} already.", "Choose another name, or replace it.")
-        detector = METHODS[head].build(self.backbone, settings).to(self.device)
+        method = method_of(head)
+        detector = METHODS[method].build(self.backbone, settings).to(self.device)
         sources = find_images(images) if isinstance(images, str | os.PathLike) else images
         if len(sources) < MIN_IMAGES:
             raise ImageError(
@@ -174,25 +186,31 @@ class Inspector:
         started = time.perf_counter()
         stack = self._tensor(load_stack(sources, self.image_size, progress=progress))
         kept, held = hold_out(range(len(stack)), max(HELD_OUT, MIN_HELD_OUT / len(stack)), seed=seed)
-        key = self._training_key(head, detector, stack, seed)
+        key = self._training_key(method, detector, stack, seed)
         checkpoints = self.bank.unfinished(name, key)
         detector.fit(stack[kept], seed=seed, progress=progress, checkpoints=checkpoints)
-        prototype = self._embed(stack[kept]).mean(0)
-        scores = self._scores(detector, stack[held])
+        reason = ""
+        if head == AUTO:
+            choice = choose(detector, stack[held], fixed=settings or (), seed=seed, progress=progress)
+            detector.settings = replace(detector.settings, **choice.changes)
+            reason = choice.reason
+        prototype = self._embed_learnt(detector, stack[kept]).mean(0)
+        scores, embeddings = self._examine(detector, stack[held])
         product = Product(
             name=name,
-            method=head,
+            method=method,
             settings=settings_as_dict(detector),
             taps=detector.taps,
             images=len(kept),
             seed=seed,
             learnt=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(time.perf_counter() - started, 3),
-            limit=distance_limit(prototype, self._embed(stack[held]), margin=UNKNOWN_MARGIN),
+            limit=distance_limit(prototype, embeddings, margin=UNKNOWN_MARGIN),
             calibration=Calibration(scores, false_alarm_rate, threshold(scores, false_alarm_rate)),
             file="",
             bytes=0,
             sha256="",
+            reason=reason,
         )
         state = {**detector.state_dict(), "prototype": torch.from_numpy(prototype)}
         return self.bank.put(product, state, expected=existing)
@@ -232,7 +250,7 @@ class Inspector:
         if images is not None:
             sources = find_images(images) if isinstance(images, str | os.PathLike) else images
             stack = self._tensor(load_stack(sources, self.image_size, progress=progress))
-            scores = self._scores(self._load_head(product), stack)
+            scores, _ = self._examine(self._load_head(product), stack)
         changed = replace(product, calibration=Calibration(scores, rate, threshold(scores, rate)))
         self.bank.update(changed, expected=product)
         return changed
@@ -331,12 +349,12 @@ class Inspector:
                     raise
 
     def _take_over(self, products: Mapping[str, Product]) -> None:
-        """Make the heads in memory those of the bank."""
-        if products == self._known:
+        """Make the heads in memory those of the bank; an unchanged manifest has the same `products`."""
+        if products is self._known:
             return
         old = {(product.name, product.file, product.sha256) for product in self._known.values()}
         new = [each for each in products.values() if (each.name, each.file, each.sha256) not in old]
-        prototypes = [self.bank.state(product)["prototype"].numpy() for product in new]
+        prototypes = [self.bank.prototype(product) for product in new]
         for name in self._known.keys() - products.keys():
             self._heads.remove(name)
         for product, prototype in zip(new, prototypes, strict=True):
@@ -347,7 +365,7 @@ class Inspector:
                 prototype=prototype,
                 limit=product.limit,
             )
-        self._known = dict(products)
+        self._known = products
 
     def _load_head(self, product: Product) -> Detector:
         """Load a product's head from the bank."""
@@ -366,9 +384,25 @@ class Inspector:
     def _tensor(self, images: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
         return torch.from_numpy(images).to(self.device)
 
-    def _embed(self, stack: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
-        return np.concatenate([self._heads.embed(batch) for batch in torch.split(stack, BATCH)])
+    def _embed_learnt(self, detector: Detector, images: Tensor) -> Vectors:
+        """Embeddings (N, D) of the images that a detector was just fitted to."""
+        routing = self._heads.routing
+        if (
+            isinstance(detector, FittedDetector)
+            and routing.statistic == "mean"
+            and routing.tap in detector.taps
+        ):
+            return detector.tap_means[routing.tap].cpu().numpy()
+        return np.concatenate([self._heads.embed(batch) for batch in torch.split(images, BATCH)])
 
-    def _scores(self, detector: Detector, stack: Tensor) -> tuple[float, ...]:
-        scores = [detector.image_scores(detector.anomaly_maps(batch)) for batch in torch.split(stack, BATCH)]
-        return tuple(torch.cat(scores).tolist())
+    @torch.no_grad()
+    def _examine(self, detector: Detector, images: Tensor) -> tuple[tuple[float, ...], Vectors]:
+        """Scores by a detector, and embeddings (N, D), of images (N, 3, S, S)."""
+        routing = self._heads.routing
+        scores: list[float] = []
+        embeddings = []
+        for batch in torch.split(images, BATCH):
+            features = self.backbone.features(batch, {routing.tap, *detector.taps})
+            scores += detector.image_scores(detector.anomaly_maps(batch, features)).tolist()
+            embeddings.append(embed(features[routing.tap], routing.statistic))
+        return tuple(scores), np.concatenate(embeddings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from continuad.errors import BankError, ProductError
@@ -46,6 +46,9 @@ class Product:
         file: its safetensors file, relative to the bank.
         bytes: size of that file.
         sha256: of that file.
+        prototype: the mean embedding of its images, float32 in little endian, in base64; empty in an entry
+            that was written before entries had one.
+        reason: why its head scores as it does, where that was chosen automatically.
     """
 
     name: str
@@ -61,10 +64,12 @@ class Product:
     file: str
     bytes: int
     sha256: str
+    prototype: str = field(default="", repr=False)
+    reason: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for the manifest."""
-        return asdict(self)
+        return {**vars(self), "calibration": {**vars(self.calibration)}}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Product:
@@ -72,6 +77,7 @@ class Product:
         try:
             calibration = dict(values["calibration"])
             calibration["scores"] = tuple(calibration["scores"])
+            values = {"prototype": "", "reason": "", **values}
             plain = {field.name: values[field.name] for field in fields(cls)}
             plain |= {"taps": tuple(values["taps"]), "calibration": Calibration(**calibration)}
         except (KeyError, TypeError) as error:

@@ -1,0 +1,75 @@
+"""Vectors as int8 codes, and exact search among codes by integer arithmetic."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+AT_A_TIME = 128
+"""Queries whose products with the bank fit into a processor's cache."""
+
+FOLDS = 11
+
+HAS_INT8_PRODUCTS: bool = getattr(torch.cpu, "_is_vnni_supported", lambda: False)()
+"""Whether the processor multiplies int8 quickly. Where it does not, PyTorch's product is slower than that of
+floats, and saturates in some releases (pytorch issue 136746)."""
+
+
+def encode(vectors: Tensor, step: Tensor) -> Tensor:
+    """Round vectors (N, D) to multiples of `step`, at most 127 of them: (N, D) int8."""
+    return (vectors / step).round().clamp(-127, 127).to(torch.int8)
+
+
+def decode(codes: Tensor, step: Tensor) -> Tensor:
+    """Return codes * step, float32."""
+    return codes.float() * step
+
+
+def nearest_codes(queries: Tensor, bank: Tensor, *, count: int) -> Tensor:
+    """Find the nearest codes by Euclidean distance, exactly: every number is an integer.
+
+    Args:
+        queries: (Q, D) int8.
+        bank: (M, D) int8, M at least `count`, D at most 1,000.
+        count: how many neighbours of each query.
+
+    Returns:
+        Positions in the bank (Q, count) int64, the nearest first.
+    """
+    norms = bank.int().square().sum(1, dtype=torch.int32)
+    columns = bank.T.clone(memory_format=torch.contiguous_format)
+
+    def search(part: Tensor) -> Tensor:
+        # of |q - b|^2 = |q|^2 + |b|^2 - 2 q.b the first term is the same for all of the bank
+        return _smallest(torch.sub(norms, _products(part, columns), alpha=2), count)
+
+    return torch.cat([search(part) for part in torch.split(queries, AT_A_TIME)])
+
+
+def _products(codes: Tensor, columns: Tensor) -> Tensor:
+    """Matrix product of int8 (Q, D) and (D, M) as int32."""
+    if codes.device.type == "cpu" and HAS_INT8_PRODUCTS:
+        return torch._int_mm(codes, columns)
+    return (codes.float() @ columns.float()).int()  # exact below 2^24
+
+
+def _smallest(values: Tensor, count: int) -> Tensor:
+    """Positions of the `count` smallest of each row (Q, M), ascending.
+
+    A row is folded first, and only the columns whose minima are among the smallest are sorted: `topk` over
+    whole rows takes longer than their products.
+    """
+    width = values.shape[1] // FOLDS
+    if width <= FOLDS * count:
+        return values.topk(count, largest=False).indices
+    folded = values[:, : FOLDS * width].view(-1, FOLDS, width)
+    columns = folded.amin(1).topk(count, largest=False).indices
+    kept = folded.gather(2, columns[:, None].expand(-1, FOLDS, -1)).flatten(1)
+    rows = torch.arange(FOLDS, device=values.device)[:, None] * width
+    places = (columns[:, None] + rows).flatten(1)
+    rest = values[:, FOLDS * width :]
+    if rest.shape[1]:
+        ends = torch.arange(FOLDS * width, values.shape[1], device=values.device)
+        kept = torch.cat([kept, rest], 1)
+        places = torch.cat([places, ends.expand(len(values), -1)], 1)
+    return places.gather(1, kept.topk(count, largest=False).indices)
