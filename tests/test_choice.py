@@ -18,6 +18,7 @@ from continuad.detectors.compact import CompactBank
 from continuad.errors import SettingsError
 from continuad.inspector import choice
 from continuad.inspector.choice import AUTO, CANDIDATES, CHOSEN, choose
+from continuad.metrics import image_scores
 
 SIZE = 64
 
@@ -52,14 +53,27 @@ def test_the_choice_is_deterministic_and_leaves_the_head_as_it_was(head: Compact
 
 
 def test_another_candidate_must_be_clearly_better(head: CompactBank, monkeypatch: pytest.MonkeyPatch) -> None:
-    for better, expected in ((choice.MARGIN / 2, {}), (choice.MARGIN * 2, CANDIDATES[1].changes)):
-        aurocs = iter([0.8, 0.8 + better, 0.8, 0.8])
-        monkeypatch.setattr(
-            choice, "image_scores", lambda *_, found=aurocs: type("Scores", (), {"i_auroc": next(found)})
-        )
-        made = choose(head, cloth(3, 1), fixed=(), seed=0)
+    def scores(found: int) -> Any:
+        """The second candidate finds so many of 20 defects, and the others none."""
+        table = np.zeros((40, len(CANDIDATES)))
+        table[:20] = 1
+        table[20 : 20 + found, 1] = 2
+        return lambda *_: table
+
+    for found, expected in ((1, {}), (20, CANDIDATES[1].changes)):
+        monkeypatch.setattr(choice, "_scores", scores(found))
+        made = choose(head, cloth(20, 1), fixed=(), seed=0)
         assert made.changes == expected
-        assert f"{0.8 + better:.3f}" in made.reason
+        assert f"alike: {found / 20:.3f}" in made.reason
+
+
+def test_pairs_are_ranked_as_the_auroc_counts_them() -> None:
+    rng = np.random.default_rng(0)
+    normal, damaged = rng.integers(0, 5, (7, 3)).astype(float), rng.integers(1, 6, (9, 3)).astype(float)
+    labels = np.arange(16) >= 7
+    for column, ranked in enumerate(choice._ranked(normal, damaged).mean((0, 1))):
+        scores = np.concatenate([normal, damaged])[:, column]
+        assert ranked == pytest.approx(image_scores(scores, labels).i_auroc)
 
 
 def test_the_scores_that_are_compared_are_those_that_will_be_given(head: CompactBank) -> None:

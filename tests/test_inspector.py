@@ -19,9 +19,10 @@ from conftest import QUICK, Photo, contents, leftovers, new_bank, photos, same, 
 from continuad import Inspector, Verdict
 from continuad.backbones import checkpoint, create_backbone, fingerprint
 from continuad.continual import RoutingSettings
+from continuad.datasets import hold_out
 from continuad.detectors import METHODS
 from continuad.errors import BankError, ImageError, ProductError, SettingsError
-from continuad.images import MIN_SIDE
+from continuad.images import MIN_SIDE, load_stack
 from continuad.inspector import Product
 from continuad.inspector.calibration import threshold
 
@@ -149,7 +150,7 @@ def test_the_held_out_scores_are_those_of_inspection(inspector: Inspector) -> No
 
 def test_equal_photos_are_a_product_too(inspector: Inspector) -> None:
     image = photos("screw", 1)[0]
-    inspector.learn("screw", [image] * 6, settings=QUICK)
+    inspector.learn("screw", [image] * 6, head="adapts-s", settings=QUICK)
     verdict = inspector.inspect(image)
     assert (verdict.product, verdict.label) == ("screw", "normal")
     assert verdict.distance < 1
@@ -162,9 +163,9 @@ def test_photos_come_from_a_list_a_folder_or_a_pattern(tmp_path: Path) -> None:
     for number, image in enumerate(images):
         (good / f"{number}.png").write_bytes(png(image))
     inspector = new_bank(tmp_path / "bank")
-    inspector.learn("list", images, settings=QUICK)
-    inspector.learn("folder", tmp_path / "photos", settings=QUICK)
-    inspector.learn("pattern", str(good / "*.png"), settings=QUICK)
+    inspector.learn("list", images, head="adapts-s", settings=QUICK)
+    inspector.learn("folder", tmp_path / "photos", head="adapts-s", settings=QUICK)
+    inspector.learn("pattern", str(good / "*.png"), head="adapts-s", settings=QUICK)
     one, *others = contents(inspector).values()
     assert others == [one, one]
 
@@ -211,7 +212,7 @@ def test_products_may_have_any_printable_name(folder: Path, names: tuple[str, ..
 
 
 def test_blanks_around_a_name_are_dropped(inspector: Inspector) -> None:
-    inspector.learn("  screw ", photos("screw", 6), settings=QUICK)
+    inspector.learn("  screw ", photos("screw", 6), head="adapts-s", settings=QUICK)
     assert "screw" in inspector.products
 
 
@@ -527,12 +528,12 @@ def test_of_two_equal_products_the_first_learnt_is_recognised_by_everybody(folde
         return {each.inspect(images[0]).product for each in (inspector, other, Inspector.open(folder))}
 
     for name in ("one", "two"):
-        inspector.learn(name, images, settings=QUICK)
+        inspector.learn(name, images, head="adapts-s", settings=QUICK)
     assert recognised() == {"one"}
-    inspector.learn("one", images, settings=QUICK, replace_existing=True)
+    inspector.learn("one", images, head="adapts-s", settings=QUICK, replace_existing=True)
     assert recognised() == {"two"}
     inspector.forget("two")
-    inspector.learn("two", images, settings=QUICK)
+    inspector.learn("two", images, head="adapts-s", settings=QUICK)
     assert recognised() == {"one"}
 
 
@@ -597,7 +598,9 @@ def test_a_bank_that_was_exchanged_under_an_inspector_is_noticed(folder: Path, t
     before = reader.inspect(image)
     shutil.rmtree(folder)
     inspector = new_bank(folder)
-    inspector.learn("bolt", photos("bolt", 7), settings=QUICK, seed=3)  # the same revision and file name
+    inspector.learn(
+        "bolt", photos("bolt", 7), head="adapts-s", settings=QUICK, seed=3
+    )  # the same revision and file name
     after = reader.inspect(image)
     assert after.score != before.score
     assert same(after, Inspector.open(folder).inspect(image))
@@ -608,3 +611,13 @@ def test_products_cannot_be_changed_from_outside(inspector: Inspector) -> None:
         inspector.products.pop("bolt")  # type: ignore[attr-defined]
     teach(inspector, "screw")
     assert "bolt" in inspector.products
+
+
+def test_prototypes_are_the_same_whether_or_not_the_head_has_looked_at_the_images(tmp_path: Path) -> None:
+    inspector = new_bank(tmp_path / "bank")
+    product = inspector.learn("bolt", photos("bolt", 7), head="compact", settings={"budget": 60})
+    kept, _ = hold_out(range(7), 3 / 7, seed=0)
+    stack = torch.from_numpy(load_stack([photos("bolt", 7)[index] for index in kept], inspector.image_size))
+    expected = inspector._heads.embed(stack).mean(0)
+    assert inspector._heads.routing.tap in product.taps
+    np.testing.assert_allclose(inspector.bank.prototype(product), expected, rtol=1e-5)

@@ -63,7 +63,7 @@ class CompactSettings:
         worst: share of the map, from its highest values down, whose mean is the image's score.
     """
 
-    budget: int = 480
+    budget: int = 504
     strides: tuple[int, ...] = (8, 16)
     taps: tuple[str, ...] = ()
     pool: int = 3
@@ -71,7 +71,7 @@ class CompactSettings:
     neighbours: int = 3
     coherence: float = 3.0
     by_position: bool = True
-    worst: float = 0.01
+    worst: float = 0.015
 
     def __post_init__(self) -> None:
         if not (self.strides or self.taps):

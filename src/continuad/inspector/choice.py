@@ -14,16 +14,19 @@ from torch import Tensor
 from continuad.datasets.defects import SyntheticDefects
 from continuad.detectors import Detector
 from continuad.detectors.compact import CompactBank
-from continuad.metrics import image_scores
 from continuad.progress import Progress, silent
+
+Scores = NDArray[np.float64]
 
 AUTO = "auto"
 
 EXAMINED = 32
 """Normal images, at most, that the choice rests on; each also with a synthetic defect."""
 
-MARGIN = 0.02
-"""By how much another candidate's AUROC must exceed the first one's to be taken: less may be chance."""
+CERTAINTY = 0.95
+"""Share of the bootstrap's samples in which another candidate must beat the first to be taken."""
+
+SAMPLES = 500
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,10 @@ def choose(
     normal = held_out[:EXAMINED]
     images = torch.cat([normal, _damaged(normal, seed)])
     scores = _scores(head, candidates, images, progress)
-    labels = np.arange(len(images)) >= len(normal)
-    aurocs = [image_scores(each, labels).i_auroc for each in scores.T]
-    best = int(np.argmax(aurocs))
-    if aurocs[best] < aurocs[0] + MARGIN:
+    ranked = _ranked(scores[: len(normal)], scores[len(normal) :])
+    aurocs = ranked.mean((0, 1))
+    best = int(aurocs.argmax())
+    if _chance(ranked[..., 0], ranked[..., best], seed) > 1 - CERTAINTY:
         best = 0
     tried = [f"{each.says}: {auroc:.3f}" for each, auroc in zip(candidates, aurocs, strict=True)]
     reason = (
@@ -96,6 +99,20 @@ def choose(
         f"with a synthetic defect, if it {'; '.join(tried)}."
     )
     return Choice(candidates[best].changes, reason)
+
+
+def _ranked(normal: Scores, damaged: Scores) -> Scores:
+    """How each pair of a normal and a damaged image is ranked (N, M, candidates): 1 is right, 0.5 a tie."""
+    difference = damaged[None] - normal[:, None]
+    return (np.sign(difference) + 1) / 2
+
+
+def _chance(first: Scores, other: Scores, seed: int) -> float:
+    """The share of bootstrap samples of the images in which the first is no worse than the other."""
+    rng = np.random.default_rng(seed)
+    gain = other - first
+    picks = rng.integers(0, len(gain), (SAMPLES, len(gain)))
+    return float(np.mean([gain[np.ix_(pick, pick)].mean() <= 0 for pick in picks]))
 
 
 def _damaged(images: Tensor, seed: int) -> Tensor:
@@ -108,9 +125,7 @@ def _damaged(images: Tensor, seed: int) -> Tensor:
     return torch.from_numpy(np.stack(copies)).to(images.device)
 
 
-def _scores(
-    head: CompactBank, candidates: Sequence[Candidate], images: Tensor, progress: Progress
-) -> NDArray[np.float64]:
+def _scores(head: CompactBank, candidates: Sequence[Candidate], images: Tensor, progress: Progress) -> Scores:
     """Image scores (images, candidates); distances are the same for all candidates."""
     chosen = head.settings
     rows = []
