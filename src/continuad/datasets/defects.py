@@ -29,7 +29,7 @@ class SyntheticDefects:
     """Draws one defect into a normal image: a spot, a scratch, a misplaced piece, a dent or a stain.
 
     Args:
-        scale: sizes are multiplied by this; 1 gives defects of about 2 to 12 % of the image's side.
+        scale: sizes are multiplied by this; 1 gives defects of about 2 to 20 % of the image's side.
     """
 
     def __init__(self, scale: float = 1.0) -> None:

@@ -1,6 +1,6 @@
 """The compact memory bank: what PatchCore finds, from a few hundred kilobytes per product.
 
-What makes up for the small bank, each measured in `benchmarks/results/compact.md`:
+What makes up for the small bank, measured part by part by `benchmarks/compact.toml`:
 
 - distances are taken in a metric in which it counts little how equal patches of different images differ
   (within-class whitening, as in linear discriminant analysis);
