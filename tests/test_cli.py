@@ -675,9 +675,10 @@ def test_products_lists_the_bank(run: Run, data: Path) -> None:
     assert [line[:3] for line in lines] == [["cap", "adapts-s", "8"], ["wood", "adapts-s", "8"]]
     assert result.err == "2 products on tiny at 64 pixels.\n"
     known = Inspector.open(data / "bank").products
-    assert rows(run("products", data / "bank", "--json")) == json.loads(
-        json.dumps([product.as_dict() for product in known.values()])
-    )
+    expected = [{**product.as_dict()} for product in known.values()]
+    for facts in expected:
+        del facts["prototype"]
+    assert rows(run("products", data / "bank", "--json")) == json.loads(json.dumps(expected))
 
 
 def test_products_of_an_empty_bank(run: Run, tmp_path: Path) -> None:

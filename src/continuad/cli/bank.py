@@ -23,7 +23,9 @@ def products(bank: BankArgument, json: JsonOption = False) -> None:
     manifest = Bank(bank.absolute()).manifest()
     if json:
         for product in manifest.products.values():
-            print_json(product.as_dict())
+            facts = product.as_dict()
+            del facts["prototype"]  # 600 characters of nothing to read
+            print_json(facts)
         return
     if manifest.products:
         print_table(

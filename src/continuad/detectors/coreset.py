@@ -39,6 +39,7 @@ def greedy_coreset(vectors: Tensor, count: int, *, seed: int = 0, progress: Prog
     centres[0] = points[chosen[0]]
     distances = torch.linalg.vector_norm(points - centres[0], dim=1)  # to the nearest centre,
     owners = torch.zeros(len(points), dtype=torch.int64, device=points.device)  # which is this one
+    near = torch.empty_like(distances)
     for number in range(1, count):
         if number % REPORT == 0:
             progress(number, count, "choosing a coreset")
@@ -47,13 +48,14 @@ def greedy_coreset(vectors: Tensor, count: int, *, seed: int = 0, progress: Prog
             break
         centre = points[farthest]
         gaps = torch.linalg.vector_norm(centres[:number] - centre, dim=1)
-        unsure = (gaps[owners] < 2 * distances).nonzero().squeeze(1)
-        found = torch.linalg.vector_norm(points[unsure] - centre, dim=1)
-        nearer = found < distances[unsure]
+        torch.index_select(gaps / 2, 0, owners, out=near)  # nothing nearer than this to its owner can move
+        unsure = (near < distances).nonzero().squeeze(1)
+        found = torch.linalg.vector_norm(points.index_select(0, unsure) - centre, dim=1)
+        nearer = found < distances.index_select(0, unsure)
         moved = unsure[nearer]
-        distances[moved] = found[nearer]
+        distances.index_copy_(0, moved, found[nearer])
         distances[farthest] = 0  # whatever rounding made of it
-        owners[moved] = number
+        owners.index_fill_(0, moved, number)
         centres[number] = centre
         chosen.append(farthest)
     progress(count, count, "choosing a coreset")
