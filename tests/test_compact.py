@@ -18,6 +18,7 @@ from torch import Tensor
 
 from continuad.backbones import Backbone, create_backbone
 from continuad.detectors import METHODS, compact, hull, metric
+from continuad.detectors import codes as codes_module
 from continuad.detectors.codes import FOLDS, decode, encode, nearest_codes
 from continuad.detectors.compact import CompactBank
 from continuad.detectors.hull import hull_residuals
@@ -480,3 +481,15 @@ def test_settings_that_cannot_work_are_refused(
 ) -> None:
     with pytest.raises(SettingsError, match=message):
         build(backbone, **changes)
+
+
+def test_without_int8_products_the_same_codes_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    queries, bank = (
+        torch.from_numpy(rng.integers(-127, 128, (count, 152)).astype(np.int8)) for count in (40, 500)
+    )
+    found = []
+    for has in (True, False):
+        monkeypatch.setattr(codes_module, "HAS_INT8_PRODUCTS", has)
+        found.append(nearest_codes(queries, bank, count=3))
+    assert torch.equal(*found)

@@ -1,4 +1,4 @@
-"""The compact memory bank: what PatchCore finds, from a few hundred kilobytes per product.
+"""The compact memory bank: a few hundred kilobytes per product, learnt in one pass.
 
 What makes up for the small bank, measured part by part by `benchmarks/compact.toml`:
 
@@ -28,7 +28,7 @@ from continuad.backbones import Backbone
 from continuad.detectors.base import METHODS, Method
 from continuad.detectors.codes import decode, encode, nearest_codes
 from continuad.detectors.coreset import greedy_coreset
-from continuad.detectors.embedding import as_vectors, patch_features, resize_maps
+from continuad.detectors.embedding import as_vectors, draw, patch_features, resize_maps
 from continuad.detectors.fitted import FittedDetector
 from continuad.detectors.hull import hull_residuals
 from continuad.detectors.matching import smooth
@@ -140,8 +140,7 @@ class CompactBank(FittedDetector):
                 vectors = as_vectors(embedding[None])
                 if len(drawn) in watched:
                     whole[len(drawn)] = embedding.half()
-                some = np.sort(rng.permutation(len(vectors))[:quota])
-                drawn.append(vectors[torch.from_numpy(some)])
+                drawn.append(draw(vectors, quota, rng))
         owners = torch.arange(len(drawn)).repeat_interleave(len(drawn[0]))
         vectors = torch.cat(drawn)
         metric = within_class_metric(vectors, owners, shrinkage=self.settings.shrinkage, seed=seed)
@@ -225,13 +224,10 @@ class CompactBank(FittedDetector):
         """Mean and spread of a normal image's distances: for each position (H, W), or for all ()."""
         mean, spread = self.usual.float()
         if not self.settings.by_position:
-            return mean.mean(), (spread.square().mean() + mean.var(correction=0)).sqrt().clamp(
-                min=LEAST_SPREAD
-            )
-        spread = (spread + spread.mean()).clamp(
-            min=LEAST_SPREAD
-        )  # of few images, that of one position is vague
-        usual = torch.stack([mean, spread])
+            overall = (spread.square().mean() + mean.var(correction=0)).sqrt()
+            return mean.mean(), overall.clamp(min=LEAST_SPREAD)
+        # of few images, the spread at one position is vague: the mean one keeps it from being too small
+        usual = torch.stack([mean, (spread + spread.mean()).clamp(min=LEAST_SPREAD)])
         if mean.shape != tuple(size):
             usual = F.interpolate(usual[None], list(size), mode="bilinear", align_corners=False)[0]
         return usual[0], usual[1]
@@ -245,7 +241,7 @@ class CompactBank(FittedDetector):
 
 METHODS.register("compact")(
     Method(
-        "Compact memory bank: PatchCore's accuracy in a few hundred KiB, learnt in seconds.",
+        "Compact memory bank: distance to the hulls of int8 patches, within a budget of bytes.",
         CompactBank,
         CompactSettings(),
     )

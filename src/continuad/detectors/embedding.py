@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,6 +39,13 @@ def patch_features(features: Mapping[str, Tensor], taps: Sequence[str], *, pool:
 def as_vectors(embedding: Tensor) -> Tensor:
     """Turn (B, D, H, W) into one vector for each position, (B H W, D)."""
     return embedding.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def draw(vectors: Tensor, count: int, rng: np.random.Generator) -> Tensor:
+    """So many of the vectors (N, D) at random, in their order; all if there are no more."""
+    if len(vectors) <= count:
+        return vectors
+    return vectors[torch.from_numpy(np.sort(rng.permutation(len(vectors))[:count]))]
 
 
 def as_maps(scores: Tensor, embedding: Tensor, size: Sequence[int]) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from continuad.backbones import Backbone
 from continuad.detectors.base import METHODS, Method
 from continuad.detectors.coreset import greedy_coreset
-from continuad.detectors.embedding import as_maps, as_vectors, patch_features
+from continuad.detectors.embedding import as_maps, as_vectors, draw, patch_features
 from continuad.detectors.fitted import FittedDetector
 from continuad.detectors.matching import smooth
 from continuad.detectors.neighbours import nearest
@@ -90,7 +90,7 @@ class PatchCore(FittedDetector):
         found = []
         for features in self.batches(images, part(progress, 0, 1000, 2000)):
             embedding = patch_features(features, self.taps, pool=self.settings.pool)
-            found += [_drawn(as_vectors(each[None]), quota, rng) for each in embedding]
+            found += [draw(as_vectors(each[None]), quota, rng) for each in embedding]
         vectors = torch.cat(found)
         chosen = greedy_coreset(
             vectors, self._count(len(vectors)), seed=seed, progress=part(progress, 1000, 2000, 2000)
@@ -115,13 +115,6 @@ class PatchCore(FittedDetector):
         distances, _ = nearest(as_vectors(embedding), self.bank)
         maps = as_maps(distances.squeeze(1).sqrt(), embedding, images.shape[-2:])
         return smooth(maps, self.settings.smoothing)
-
-
-def _drawn(vectors: Tensor, quota: int, rng: np.random.Generator) -> Tensor:
-    """So many of the vectors at random, or all if there are no more."""
-    if len(vectors) <= quota:
-        return vectors
-    return vectors[torch.from_numpy(np.sort(rng.permutation(len(vectors))[:quota]))]
 
 
 METHODS.register("patchcore")(
