@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -83,11 +84,12 @@ def plain_greedy(points: Tensor, first: int, count: int) -> list[int]:
     return chosen
 
 
-@given(st.integers(2, 120), st.integers(1, 12), st.integers(0, 99))
-def test_the_coreset_is_that_of_plain_greedy(number: int, dimensions: int, seed: int) -> None:
+@given(st.integers(2, 120), st.integers(1, 12), st.sampled_from([1, 7, 50, 2048]), st.integers(0, 99))
+def test_the_coreset_is_that_of_plain_greedy(number: int, dimensions: int, farthest: int, seed: int) -> None:
     points = vectors(number, dimensions, seed)
     count = max(1, number // 3)
-    chosen = greedy_coreset(points, count, seed=seed).tolist()
+    with mock.patch.object(coreset, "FARTHEST", farthest):
+        chosen = greedy_coreset(points, count, seed=seed).tolist()
     if count < number:
         assert chosen == plain_greedy(points, chosen[0], count)
 
@@ -98,6 +100,12 @@ def test_a_coreset_covers() -> None:
     chosen = greedy_coreset(points, 60)
     drawn = torch.from_numpy(np.random.default_rng(0).permutation(3000)[:60])
     assert nearest(points, points[chosen])[0].max() < 0.5 * nearest(points, points[drawn])[0].max()
+
+
+def test_equal_distances_do_not_end_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coreset, "FARTHEST", 4)
+    points = torch.eye(40) / 3
+    assert len(set(greedy_coreset(points, 39).tolist())) == 39
 
 
 def test_of_copies_one_is_enough() -> None:

@@ -6,20 +6,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from continuad.detectors.neighbours import nearest
 from continuad.progress import Progress, silent
 
 DIMENSIONS = 64
 """Vectors are projected at random to so many (Johnson and Lindenstrauss), as PatchCore does to save time."""
 
-REPORT = 256
+FARTHEST = 2048
+"""Vectors that a round chooses among."""
 
 
 def greedy_coreset(vectors: Tensor, count: int, *, seed: int = 0, progress: Progress = silent) -> Tensor:
     """Choose vectors one by one, each the farthest from those before (PatchCore Alg. 1; Gonzalez 1985).
 
-    It begins with one drawn at random. A vector is compared with a new one only where the triangle inequality
-    does not rule out that the new one is nearer than the nearest so far (Elkan 2003), which leaves the choice
-    as it is and takes a fraction of the time.
+    It begins with one drawn at random, and goes on in rounds. A round looks at those alone that are farthest
+    when it begins: as distances only shrink, the farthest of all is one of them until each is nearer than the
+    others were. All vectors are then compared with the round's choice at once.
 
     Args:
         vectors: (N, D) float32.
@@ -35,31 +37,51 @@ def greedy_coreset(vectors: Tensor, count: int, *, seed: int = 0, progress: Prog
     rng = np.random.default_rng(seed)
     points = _projected(vectors, rng)
     chosen = [int(rng.integers(len(points)))]
-    centres = torch.empty(count, points.shape[1], dtype=points.dtype, device=points.device)
-    centres[0] = points[chosen[0]]
-    distances = torch.linalg.vector_norm(points - centres[0], dim=1)  # to the nearest centre,
-    owners = torch.zeros(len(points), dtype=torch.int64, device=points.device)  # which is this one
-    near = torch.empty_like(distances)
-    for number in range(1, count):
-        if number % REPORT == 0:
-            progress(number, count, "choosing a coreset")
-        farthest = int(distances.argmax())
-        if distances[farthest] == 0:
+    distances, owners = _nearest(points, torch.tensor(chosen))
+    while len(chosen) < count:
+        progress(len(chosen), count, "choosing a coreset")
+        new = _round(points, distances, owners, count - len(chosen))
+        if not len(new):
             break
-        centre = points[farthest]
-        gaps = torch.linalg.vector_norm(centres[:number] - centre, dim=1)
-        torch.index_select(gaps / 2, 0, owners, out=near)  # nothing nearer than this to its owner can move
-        unsure = (near < distances).nonzero().squeeze(1)
-        found = torch.linalg.vector_norm(points.index_select(0, unsure) - centre, dim=1)
-        nearer = found < distances.index_select(0, unsure)
-        moved = unsure[nearer]
-        distances.index_copy_(0, moved, found[nearer])
-        distances[farthest] = 0  # whatever rounding made of it
-        owners.index_fill_(0, moved, number)
-        centres[number] = centre
-        chosen.append(farthest)
+        chosen += new.tolist()
+        found, places = _nearest(points, new)
+        owners = torch.where(found < distances, places, owners)
+        distances = torch.minimum(found, distances)
     progress(count, count, "choosing a coreset")
     return torch.tensor(chosen)
+
+
+def _round(points: Tensor, distances: Tensor, owners: Tensor, count: int) -> Tensor:
+    """Choose as many of the points (N, D), up to `count`, as are certain from the farthest of them alone.
+
+    Args:
+        points: all of them.
+        distances: (N,) to the nearest that is chosen already, give or take what rounding does.
+        owners: (N,) the number of that one.
+        count: at most so many.
+
+    Returns:
+        Their numbers, in the order of the choice; none if all points are copies of chosen ones.
+    """
+    farthest, numbers = distances.topk(min(FARTHEST, len(points)))
+    others = farthest[-1] if len(farthest) < len(points) else -1.0
+    candidates = points[numbers]
+    distances = torch.linalg.vector_norm(candidates - points[owners[numbers]], dim=1)
+    chosen: list[int] = []
+    while len(chosen) < count:
+        place = int(distances.argmax())
+        if distances[place] == 0 or (chosen and distances[place] < others):
+            break
+        chosen.append(place)
+        to_new = torch.linalg.vector_norm(candidates - candidates[place], dim=1)
+        distances = torch.minimum(distances, to_new)
+    return numbers[chosen]
+
+
+def _nearest(points: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance (N,) of each point to the nearest of some of them, and which one that is."""
+    squares, places = nearest(points, points[numbers])
+    return squares.squeeze(1).sqrt(), numbers.to(points.device)[places.squeeze(1)]
 
 
 def _projected(vectors: Tensor, rng: np.random.Generator) -> Tensor:
