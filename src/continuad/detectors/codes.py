@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-AT_A_TIME = 128
-"""Queries whose products with the bank fit into a processor's cache."""
+AT_A_TIME = 384
+"""Queries whose products with the bank are held at a time."""
 
 FOLDS = 11
 
@@ -38,19 +38,20 @@ def nearest_codes(queries: Tensor, bank: Tensor, *, count: int) -> Tensor:
     """
     norms = bank.int().square().sum(1, dtype=torch.int32)
     columns = bank.T.clone(memory_format=torch.contiguous_format)
-
-    def search(part: Tensor) -> Tensor:
+    block = norms.new_empty(min(AT_A_TIME, len(queries)), len(bank))  # one for all: new memory costs more
+    found = []
+    for part in torch.split(queries, AT_A_TIME):
+        products = _products(part, columns, out=block[: len(part)])
         # of |q - b|^2 = |q|^2 + |b|^2 - 2 q.b the first term is the same for all of the bank
-        return _smallest(torch.sub(norms, _products(part, columns), alpha=2), count)
+        found.append(_smallest(torch.sub(norms, products, alpha=2, out=products), count))
+    return torch.cat(found)
 
-    return torch.cat([search(part) for part in torch.split(queries, AT_A_TIME)])
 
-
-def _products(codes: Tensor, columns: Tensor) -> Tensor:
-    """Matrix product of int8 (Q, D) and (D, M) as int32."""
+def _products(codes: Tensor, columns: Tensor, *, out: Tensor) -> Tensor:
+    """Matrix product of int8 (Q, D) and (D, M), into `out` (Q, M) int32."""
     if codes.device.type == "cpu" and HAS_INT8_PRODUCTS:
-        return torch._int_mm(codes, columns)
-    return (codes.float() @ columns.float()).int()  # exact below 2^24
+        return torch._int_mm(codes, columns, out=out)
+    return out.copy_(codes.float() @ columns.float())  # exact below 2^24
 
 
 def _smallest(values: Tensor, count: int) -> Tensor:
