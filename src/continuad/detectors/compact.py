@@ -36,7 +36,7 @@ from continuad.detectors.metric import within_class_metric
 from continuad.errors import SettingsError
 from continuad.progress import Progress, part, silent
 
-CANDIDATES = 60_000
+CANDIDATES = 120_000
 """Patches that the bank is chosen from, equally many of each image."""
 
 WATCHED = 64
@@ -129,20 +129,23 @@ class CompactBank(FittedDetector):
         Raises:
             SettingsError: the budget is too small for this backbone and image size.
         """
-        count = self._count(images.shape[-1])
+        size = images.shape[-1]
+        count = self._count(size)
         rng = np.random.default_rng(seed)
-        quota = max(1, CANDIDATES // len(images))
+        quota = min(self.grid(size), max(1, CANDIDATES // len(images)))
+        owners = torch.arange(len(images)).repeat_interleave(quota)
+        vectors = torch.empty(len(owners), len(self.metric), device=images.device)
         watched = set(rng.permutation(len(images))[:WATCHED].tolist())
-        drawn: list[Tensor] = []
         whole: dict[int, Tensor] = {}
-        for features in self.batches(images, part(progress, 0, 60, 100)):
-            for embedding in patch_features(features, self.taps, pool=self.settings.pool):
-                vectors = as_vectors(embedding[None])
-                if len(drawn) in watched:
-                    whole[len(drawn)] = embedding.half()
-                drawn.append(draw(vectors, quota, rng))
-        owners = torch.arange(len(drawn)).repeat_interleave(len(drawn[0]))
-        vectors = torch.cat(drawn)
+        embeddings = (
+            each
+            for features in self.batches(images, part(progress, 0, 60, 100))
+            for each in patch_features(features, self.taps, pool=self.settings.pool)
+        )
+        for number, embedding in enumerate(embeddings):
+            vectors[owners == number] = draw(as_vectors(embedding[None]), quota, rng)
+            if number in watched:
+                whole[number] = embedding.half()
         metric = within_class_metric(vectors, owners, shrinkage=self.settings.shrinkage, seed=seed)
         self.metric = metric.half()
         vectors = vectors @ self.metric.float()
