@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -21,46 +20,12 @@ from continuad.detectors import METHODS, Detector
 from continuad.detectors.trained import Phase, TrainedDetector
 from continuad.errors import SettingsError
 from continuad.metrics.costs import state_bytes
-
-SIZE = 32
-QUICK = {"training": {"epochs": 2, "min_steps": 0, "batch_size": 4}}
+from small_learners import SIZE, Builder, learn, photos, same, state
 
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
     return create_backbone("tiny", weights="random")
-
-
-def photos(task: int, count: int = 10) -> Tensor:
-    """Noise of a colour of the task's own."""
-    rng = np.random.default_rng(task)
-    colour = rng.integers(0, 200, (1, 3, 1, 1))
-    return torch.from_numpy((colour + rng.integers(0, 50, (count, 3, SIZE, SIZE))).astype(np.uint8))
-
-
-class Builder:
-    """Builds the same detector each time."""
-
-    def __init__(self, backbone: Backbone, method: str = "paste", **changes: Any) -> None:
-        self.backbone, self.method, self.changes = backbone, method, {**QUICK, **changes}
-
-    def __call__(self) -> Detector:
-        torch.manual_seed(0)
-        return METHODS[self.method].build(self.backbone, self.changes)
-
-
-def learn(learner: Learner, tasks: int = 3) -> Learner:
-    for task in range(tasks):
-        learner.learn(f"task {task}", photos(task), seed=task)
-    return learner
-
-
-def state(learner: Learner) -> dict[str, Tensor]:
-    return {name: t.clone() for name, t in cast(OneDetector, learner).detector.state_dict().items()}
-
-
-def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 # --- every strategy -------------------------------------------------------------------------------
@@ -101,7 +66,14 @@ def test_it_says_what_it_holds(strategy: str, backbone: Backbone) -> None:
     one = state_bytes(Builder(backbone)()).total
     images, features = 10 * 3 * SIZE * SIZE, 10 * 16 * (SIZE // 4) ** 2 * 4
     parameters = sum(p.nbytes for p in Builder(backbone)().parameters())
-    kept_a_task = {"joint": images, "replay": images, "compressed-replay": features, "routed": 32 * 4}
+    selections = sum(f[0].numel() for f in backbone.features(photos(0, 1), backbone.group("paste")).values())
+    kept_a_task = {
+        "joint": images,
+        "replay": images,
+        "compressed-replay": features,
+        "routed": 32 * 4,
+        "feature-selective": selections + 32 * 4,
+    }
     models = [n * one if strategy == "routed" else one for n in (1, 2, 3)]
     memory = [n * kept_a_task.get(strategy, 0) for n in (1, 2, 3)]
     if strategy == "ewc":

@@ -48,7 +48,7 @@ class Exam:
             pictures: folder that gets `examples`, named after the task.
         """
         started = time.perf_counter()
-        found = learner.inspect(self._images.to(self._device))
+        found = learner.inspect(self._images.to(self._device), task=self._task.name)
         seconds = time.perf_counter() - started
         pixels = PixelMetrics()
         for each, is_defective, mask in zip(found, self._defective, self._masks, strict=True):

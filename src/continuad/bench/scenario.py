@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from continuad.backbones import BACKBONES, create_backbone
 from continuad.bench.exam import Exam, load_images
@@ -159,7 +160,9 @@ def run_scenario(run: RunSpec, folder: Path, progress: Progress = silent) -> lis
         start, total = number * TICKS, len(steps) * TICKS
         if step.is_new and learnt:
             learner, learnt = strategy.learner(build, **settings), []
-        images = torch.cat([load_images(task.train, run.image_size) for task in step.learn]).to(run.device)
+        if step.is_new or number == done:
+            learner.foresee(_stream(steps[number:], run))
+        images = _images(step, run)
         started = time.perf_counter()
         learner.learn(
             step.name, images, seed=run.seed, progress=part(progress, start, start + LEARNING, total)
@@ -183,6 +186,18 @@ def run_scenario(run: RunSpec, folder: Path, progress: Progress = silent) -> lis
         kept.save(learner.tensors(), {"rows": rows, "learnt": learnt, "done": number + 1})
     progress(1, 1, "done")
     return rows
+
+
+def _stream(steps: Sequence[Step], run: RunSpec) -> Iterator[tuple[str, Tensor]]:
+    """What one learner is to learn, from the first of these steps on."""
+    for number, step in enumerate(steps):
+        if number and step.is_new:
+            return
+        yield step.name, _images(step, run)
+
+
+def _images(step: Step, run: RunSpec) -> Tensor:
+    return torch.cat([load_images(task.train, run.image_size) for task in step.learn]).to(run.device)
 
 
 def _costs(detector: Detector, image_size: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -30,9 +30,20 @@ class Learner(ABC):
     def learn(self, task: str, images: Tensor, *, seed: int = 0, progress: Progress = silent) -> None:
         """Learn a task from its normal images (N, 3, S, S) uint8; earlier tasks' images are not at hand."""
 
+    def foresee(self, tasks: Iterable[tuple[str, Tensor]]) -> None:  # noqa: B027 - most do not
+        """Look at tasks to come, by name and images (N, 3, S, S) uint8, where a published method does.
+
+        Called before the first task, and after `restore`.
+        """
+
     @abstractmethod
-    def inspect(self, images: Tensor) -> list[Inspection]:
-        """Inspect images (B, 3, S, S) uint8; where there is one detector for all, no task is recognised."""
+    def inspect(self, images: Tensor, *, task: str | None = None) -> list[Inspection]:
+        """Inspect images (B, 3, S, S) uint8; where there is one detector for all, no task is recognised.
+
+        Args:
+            images: of any tasks.
+            task: the true one of them all: for published methods that take it for known, and for no other.
+        """
 
     @property
     @abstractmethod
@@ -85,7 +96,7 @@ class OneDetector(Learner):
             Samples(images), count=len(images), seed=seed, warm=bool(self.tasks), progress=progress
         )
 
-    def inspect(self, images: Tensor) -> list[Inspection]:
+    def inspect(self, images: Tensor, *, task: str | None = None) -> list[Inspection]:  # noqa: ARG002
         """Inspect with the one detector."""
         found: list[Inspection] = []
         for batch in torch.split(images, BATCH):

@@ -47,7 +47,7 @@ class Routed(Learner):
             task, taps=detector.taps, load=lambda: detector, prototype=prototype.numpy(), limit=np.inf
         )
 
-    def inspect(self, images: Tensor) -> list[Inspection]:
+    def inspect(self, images: Tensor, *, task: str | None = None) -> list[Inspection]:  # noqa: ARG002
         """Inspect each image with the detector of the nearest task."""
         found: list[Inspection] = []
         for batch in torch.split(images, BATCH):

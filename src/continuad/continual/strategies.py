@@ -10,6 +10,7 @@ from continuad.continual.learners import Joint, Learner, OneDetector
 from continuad.continual.penalised import ElasticWeightConsolidation, LearningWithoutForgetting
 from continuad.continual.replayed import Replay
 from continuad.continual.routed_learner import Routed
+from continuad.continual.selective import FeatureSelective
 from continuad.registry import Registry
 
 
@@ -50,3 +51,17 @@ STRATEGIES.register("ewc")(
     )
 )
 STRATEGIES.register("routed")(Strategy("A detector for each task, picked by its prototype.", Routed, {}))
+STRATEGIES.register("feature-selective")(
+    Strategy(
+        "Fine-tuning, or joint training, on the features that matter for each task.",
+        FeatureSelective,
+        {
+            "percent": 20.0,
+            "training": True,
+            "conflicts": "keep",
+            "joint": False,
+            "foresight": False,
+            "oracle": False,
+        },
+    )
+)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+Selection = Callable[[Sequence[int]], Mapping[str, Tensor]]
+"""Called with numbers of samples, says by layer which of their features count: (B, C, H, W) bool."""
 
 
 @dataclass(frozen=True)
@@ -16,11 +20,13 @@ class Samples:
         images: (N, 3, S, S) uint8; numbers 0 to N - 1.
         features: (M, C, H, W) float32, what `block` gives for images that are not at hand; numbers from N.
         block: of the frozen backbone.
+        selected: the features that a student is to match, where these are not all; for methods that know it.
     """
 
     images: Tensor
     features: Tensor | None = None
     block: str | None = None
+    selected: Selection | None = None
 
     @property
     def device(self) -> torch.device:

@@ -104,15 +104,44 @@ class STFPM(TrainedDetector):
         return self.backbone.student(self.layers[-1], behind=self.split)
 
     @torch.no_grad()
-    def anomaly_maps(self, images: Tensor, features: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Fuse the differences of all layers into maps (B, S, S)."""
+    def anomaly_maps(
+        self,
+        images: Tensor,
+        features: Mapping[str, Tensor] | None = None,
+        *,
+        selected: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Fuse the differences of all layers into maps (B, S, S).
+
+        Args:
+            images: (B, 3, S, S) uint8.
+            features: see `Detector`.
+            selected: by layer, (C, H, W) bool: the features that count; None if all do.
+        """
         teacher = self.teacher_features(images, features)
         student = self.student.features(
             images if self.split is None else teacher[self.split], self.layers, start=self.split
         )
         dim = 1 if self.settings.norm_axis == "channels" else 2
-        differences = [squared_differences(teacher[tap], student[tap], dim=dim) for tap in self.layers]
+        differences = self._differences(teacher, student, selected, dim=dim)
         return smooth(fuse(differences, images.shape[-2:], self.settings.fusion), self.settings.smoothing)
+
+    def _differences(
+        self,
+        teacher: Mapping[str, Tensor],
+        student: Mapping[str, Tensor],
+        selected: Mapping[str, Tensor] | None,
+        *,
+        dim: int = 1,
+    ) -> list[Tensor]:
+        """Squared differences of each layer, of the selected features alone if there is a selection."""
+        pairs = [(teacher[tap], student[tap]) for tap in self.layers]
+        if selected is not None:
+            pairs = [
+                (ours * selected[tap], theirs * selected[tap])
+                for tap, (ours, theirs) in zip(self.layers, pairs, strict=True)
+            ]
+        return [squared_differences(ours, theirs, dim=dim) for ours, theirs in pairs]
 
     def phases(self, samples: Samples, *, seed: int, warm: bool = False) -> Iterator[Phase]:  # noqa: ARG002
         """Train a student."""
@@ -126,9 +155,10 @@ class STFPM(TrainedDetector):
             return [*student.features(x, self.layers, start=self.split).values()]
 
         def compare(found: list[Tensor], indices: Tensor) -> dict[str, Tensor]:
-            known = teacher(indices.tolist())
-            pairs = zip(self.layers, found, strict=True)
-            loss = alignment_loss([squared_differences(known[tap], f) for tap, f in pairs])
+            rows = indices.tolist()
+            selected = None if samples.selected is None else samples.selected(rows)
+            student = dict(zip(self.layers, found, strict=True))
+            loss = alignment_loss(self._differences(teacher(rows), student, selected))
             return {"matching": loss if self.settings.reduction == "sum" else 2 * loss / len(indices)}
 
         matching = Matching(outputs, compare)
