@@ -32,7 +32,8 @@ class Column:
     """A column of a published table.
 
     Attributes:
-        quantity: its name in `quantities`, or in `DERIVED`.
+        quantity: its name in `quantities`, or in `DERIVED`; or a metric as in "p_f1max@3.1", which is that of
+            task 1 after task 3 (the first is 0).
         title: as published, with the unit.
         unit: what 1 in the column is, a name in `UNITS`.
         digits: behind the point.
@@ -105,6 +106,10 @@ def measured_cell(published: float | None, group: Group | None, column: Column) 
 
 
 def _value(group: Group, quantity: str) -> float:
+    if "@" in quantity:
+        metric, _, place = quantity.partition("@")
+        after, task = map(int, place.split("."))
+        return float(group.scores(metric)[after, task]) if after < len(group.tasks) else float("nan")
     return DERIVED[quantity](group) if quantity in DERIVED else group.mean(quantity)
 
 

@@ -28,7 +28,7 @@ TABLES: Registry[str] = Registry("published table")
 
 for _document, _numbers in {
     "adapts": ("1", "2", "3", "4"),
-    "thesis": ("5.1", "5.2", "5.3", "5.4", "5.5"),
+    "thesis": ("4.2", "4.3", "5.1", "5.2", "5.3", "5.4", "5.5"),
 }.items():
     for _number in _numbers:
         TABLES.register(f"{_document}-{_number}")(f"{_document}-{_number}.toml")
