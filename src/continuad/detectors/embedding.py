@@ -41,6 +41,12 @@ def as_vectors(embedding: Tensor) -> Tensor:
     return embedding.permute(0, 2, 3, 1).flatten(0, 2)
 
 
+def from_vectors(vectors: Tensor, shape: Sequence[int]) -> Tensor:
+    """Turn vectors (B H W, D) into (B, D, H, W) of this shape: the reverse of `as_vectors`."""
+    batch, dimensions, height, width = shape
+    return vectors.view(batch, height, width, dimensions).permute(0, 3, 1, 2)
+
+
 def draw(vectors: Tensor, count: int, rng: np.random.Generator) -> Tensor:
     """So many of the vectors (N, D) at random, in their order; all if there are no more."""
     if len(vectors) <= count:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,13 +12,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from continuad.datasets.defects import SyntheticDefects
-from continuad.detectors import Detector
-from continuad.detectors.compact import CompactBank
-from continuad.progress import Progress, silent
+from continuad.detectors import METHODS, Detector
+from continuad.detectors.judged import JudgedPatches
+from continuad.progress import Progress, part, silent
 
 Scores = NDArray[np.float64]
 
 AUTO = "auto"
+
+FIRST = "compact"
+"""The method that "auto" begins with, and keeps unless another one is clearly better."""
+
+TRIED = 64
+"""Images, at most, that another method learns for its trial."""
 
 EXAMINED = 32
 """Normal images, at most, that the choice rests on; each also with a synthetic defect."""
@@ -31,31 +37,38 @@ SAMPLES = 500
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to make scores of what the head has learnt.
+    """A method, and a way to make scores of what it has learnt.
 
     Attributes:
+        method: a name in `METHODS`.
         says: what it does, to go on from "it".
-        changes: to the head's settings.
+        changes: to the method's settings.
     """
 
+    method: str
     says: str
     changes: Mapping[str, Any]
 
 
 CANDIDATES = (
-    Candidate("judges each position by what is usual there", {}),
-    Candidate("judges all positions alike", {"by_position": False}),
-    Candidate("judges each position by what is usual there, and the worst spot alone", {"worst": 0.001}),
-    Candidate("judges all positions alike, and the worst spot alone", {"by_position": False, "worst": 0.001}),
+    Candidate(FIRST, "judges each position by what is usual there", {}),
+    Candidate(FIRST, "judges all positions alike", {"by_position": False}),
+    Candidate(
+        FIRST, "judges each position by what is usual there, and the worst spot alone", {"worst": 0.001}
+    ),
+    Candidate(
+        FIRST, "judges all positions alike, and the worst spot alone", {"by_position": False, "worst": 0.001}
+    ),
+    Candidate("context", "predicts each patch from those around it", {"hidden": 0}),
 )
 
-CHOSEN = frozenset(name for each in CANDIDATES for name in each.changes)
-"""The settings that are chosen."""
+CHOSEN = frozenset(name for each in CANDIDATES if each.method == FIRST for name in each.changes)
+"""The settings of the first method that are chosen."""
 
 
 def method_of(head: str) -> str:
-    """Return the method that a head is learnt with; "auto" is the compact memory bank, tuned afterwards."""
-    return "compact" if head == AUTO else head
+    """Return the method that a head is learnt with; that of "auto" may be another in the end."""
+    return FIRST if head == AUTO else head
 
 
 @dataclass(frozen=True)
@@ -63,31 +76,51 @@ class Choice:
     """What was chosen.
 
     Attributes:
-        changes: to the head's settings.
+        method: a name in `METHODS`.
+        changes: to the method's settings.
         reason: why, in a sentence or two.
     """
 
+    method: str
     changes: Mapping[str, Any]
     reason: str
 
 
 def choose(
-    head: Detector, held_out: Tensor, *, fixed: Collection[str], seed: int, progress: Progress = silent
+    head: Detector,
+    learnt: Tensor,
+    held_out: Tensor,
+    *,
+    fixed: Collection[str],
+    seed: int,
+    progress: Progress = silent,
 ) -> Choice:
-    """Choose how a head scores: so that it tells held-out images from copies with a small synthetic defect.
+    """Choose a method, and how it scores: what tells held-out images from copies with a small defect.
+
+    Another method learns some of the images for its trial; it must be clearly better all the same.
 
     Args:
-        head: a `CompactBank`, fitted to other normal images.
-        held_out: normal images, (N, 3, S, S) uint8, at least one.
-        fixed: names of settings that are not up for choice.
-        seed: of the defects.
+        head: of the method `FIRST`, fitted to the images.
+        learnt: these images, normal ones, (N, 3, S, S) uint8.
+        held_out: other normal images, likewise, at least one.
+        fixed: names of the method's settings that are not up for choice; if there are any, nor is the method.
+        seed: of the trial and the defects.
         progress: told about the images.
     """
-    assert isinstance(head, CompactBank)  # noqa: S101 - see `method_of`
-    candidates = [each for each in CANDIDATES if not each.changes.keys() & set(fixed)]
+    candidates = [
+        each
+        for each in CANDIDATES
+        if (not each.changes.keys() & set(fixed) if each.method == FIRST else not fixed)
+    ]
+    heads = {FIRST: head}
+    for each in candidates:
+        if each.method not in heads:
+            trial = METHODS[each.method].build(head.backbone, each.changes).to(learnt.device)
+            trial.fit(learnt[:TRIED], seed=seed, progress=part(progress, 0, 1, 2))
+            heads[each.method] = trial
     normal = held_out[:EXAMINED]
     images = torch.cat([normal, _damaged(normal, seed)])
-    scores = _scores(head, candidates, images, progress)
+    scores = _scores(heads, candidates, images, part(progress, 1, 2, 2))
     ranked = _ranked(scores[: len(normal)], scores[len(normal) :])
     aurocs = ranked.mean((0, 1))
     best = int(aurocs.argmax())
@@ -98,7 +131,7 @@ def choose(
         f"It {candidates[best].says}. AUROC between {len(normal)} held-out photos and as many "
         f"with a synthetic defect, if it {'; '.join(tried)}."
     )
-    return Choice(candidates[best].changes, reason)
+    return Choice(candidates[best].method, candidates[best].changes, reason)
 
 
 def _ranked(normal: Scores, damaged: Scores) -> Scores:
@@ -125,17 +158,30 @@ def _damaged(images: Tensor, seed: int) -> Tensor:
     return torch.from_numpy(np.stack(copies)).to(images.device)
 
 
-def _scores(head: CompactBank, candidates: Sequence[Candidate], images: Tensor, progress: Progress) -> Scores:
-    """Image scores (images, candidates); distances are the same for all candidates."""
-    chosen = head.settings
+@torch.no_grad()
+def _scores(
+    heads: Mapping[str, Detector], candidates: Collection[Candidate], images: Tensor, progress: Progress
+) -> Scores:
+    """Image scores (images, candidates); distances are the same for all candidates of a method."""
+    taps = {tap for head in heads.values() for tap in head.taps}
+    backbone = next(iter(heads.values())).backbone
     rows = []
     for number, image in enumerate(images):
         progress(number, len(images), "trying synthetic defects")
-        distances = head.distances(image[None])
+        features = backbone.features(image[None], taps)
+        distances = {name: _judged(head).distances(image[None], features) for name, head in heads.items()}
         row = []
         for candidate in candidates:
-            head.settings = replace(chosen, **candidate.changes)
-            row.append(float(head.image_scores(head.standardised(distances, image.shape[-2:]))))
+            head = _judged(heads[candidate.method])
+            usual = head.settings
+            head.settings = replace(usual, **candidate.changes)
+            maps = head.standardised(distances[candidate.method], image.shape[-2:])
+            row.append(float(head.image_scores(maps)))
+            head.settings = usual
         rows.append(row)
-    head.settings = chosen
     return np.array(rows)
+
+
+def _judged(head: Detector) -> JudgedPatches:
+    assert isinstance(head, JudgedPatches)  # noqa: S101 - all candidates are
+    return head

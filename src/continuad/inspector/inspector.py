@@ -158,9 +158,9 @@ class Inspector:
         Args:
             name: what to call it.
             images: at least 6; or a folder or a glob pattern of image files.
-            head: a name in `METHODS`; or "auto": the compact memory bank, which then chooses by synthetic
-                defects how it scores, and says why (`Product.reason`).
-            settings: changes to the method's settings by name ("auto": of "compact").
+            head: a name in `METHODS`; or "auto": the compact memory bank, unless synthetic defects show that
+                another method is clearly better; they also settle how it scores. `Product.reason` says why.
+            settings: changes to the method's settings by name; with "auto" the method is then "compact".
             false_alarm_rate: share of good parts that may be called anomalous.
             replace_existing: learn a known product anew.
             seed: of the training and of the held-out split.
@@ -188,14 +188,21 @@ class Inspector:
         kept, held = hold_out(range(len(stack)), max(HELD_OUT, MIN_HELD_OUT / len(stack)), seed=seed)
         key = self._training_key(method, detector, stack, seed)
         checkpoints = self.bank.unfinished(name, key)
-        detector.fit(stack[kept], seed=seed, progress=progress, checkpoints=checkpoints)
+        learnt, held_out = stack[kept], stack[held]
+        del stack  # hundreds of images take their place
+        detector.fit(learnt, seed=seed, progress=progress, checkpoints=checkpoints)
         reason = ""
         if head == AUTO:
-            choice = choose(detector, stack[held], fixed=settings or (), seed=seed, progress=progress)
-            detector.settings = replace(detector.settings, **choice.changes)
+            choice = choose(detector, learnt, held_out, fixed=settings or (), seed=seed, progress=progress)
             reason = choice.reason
-        prototype = self._embed_learnt(detector, stack[kept]).mean(0)
-        scores, embeddings = self._examine(detector, stack[held])
+            if choice.method == method:
+                detector.settings = replace(detector.settings, **choice.changes)
+            else:
+                method = choice.method
+                detector = METHODS[method].build(self.backbone, choice.changes).to(self.device)
+                detector.fit(learnt, seed=seed, progress=progress)
+        prototype = self._embed_learnt(detector, learnt).mean(0)
+        scores, embeddings = self._examine(detector, held_out)
         product = Product(
             name=name,
             method=method,
