@@ -28,7 +28,7 @@ TABLES: Registry[str] = Registry("published table")
 
 for _document, _numbers in {
     "adapts": ("1", "2", "3", "4"),
-    "thesis": ("4.2", "4.3", "5.1", "5.2", "5.3", "5.4", "5.5"),
+    "thesis": ("4.1", "4.2", "4.3", "5.1", "5.2", "5.3", "5.4", "5.5"),
 }.items():
     for _number in _numbers:
         TABLES.register(f"{_document}-{_number}")(f"{_document}-{_number}.toml")
@@ -56,6 +56,7 @@ class PublishedRow:
         published: values by quantity, in the unit of their column; those that are not stated are not there.
         run: what measures it; None if nothing does.
         not_measured: why nothing does.
+        task: the product that it is about; empty if it is about all of them.
     """
 
     section: str
@@ -63,6 +64,7 @@ class PublishedRow:
     published: Mapping[str, float]
     run: PublishedRun | None
     not_measured: str
+    task: str = ""
 
     @property
     def name(self) -> str:
@@ -153,6 +155,7 @@ def _row(entry: Mapping[str, Any], columns: Sequence[Column], content: Mapping[s
         published={column.quantity: value for column, value in values if not math.isnan(value)},
         run=run,
         not_measured=entry.get("not_measured", ""),
+        task=entry.get("task", ""),
     )
 
 
@@ -238,7 +241,9 @@ def compare(plan: Plan, groups: Sequence[Group]) -> Comparison:
     rows, missing, fewer = [], [], []
     for row, runs in zip(plan.table.rows, plan.by_row, strict=True):
         group = next((each for each in groups if each.spec in runs), None)
-        if group is None and runs:
+        if group is not None and row.task:
+            group = group.of_task(row.task)
+        elif group is None and runs:
             missing.append(row.name)
         elif group is not None and len(group.runs) < len(runs):
             fewer.append(f"{row.name} ({len(group.runs)} of {len(runs)})")

@@ -131,7 +131,8 @@ def run_scenario(run: RunSpec, folder: Path, progress: Progress = silent) -> lis
         and pixel metrics (thresholds over this task's images and pixels; pixels of normal images and of
         defective ones with a mask); `routing_accuracy` (NaN where no task is recognised); `ms_per_image`;
         `learn_seconds` of the step; `backbone_bytes` up to the last block used, `model_bytes`, `memory_bytes`
-        and `memory_items` of the learner, `total_bytes`; and what `method_costs` says of the method.
+        and `memory_items` of the learner, its `facts`, `total_bytes`; and what `method_costs` says of the
+        method.
 
     Raises:
         ContinuadError: the run cannot be done.
@@ -173,6 +174,7 @@ def run_scenario(run: RunSpec, folder: Path, progress: Progress = silent) -> lis
             "memory_bytes": learner.memory_bytes,
             "memory_items": learner.memory_items,
             "total_bytes": costs["backbone_bytes"] + learner.model_bytes + learner.memory_bytes,
+            **learner.facts,
             **costs,
         }
         inspecting = part(progress, start + LEARNING, start + TICKS, total)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -96,6 +96,14 @@ class Group:
     def is_stream(self) -> bool:
         """Whether tasks were learnt one after another."""
         return is_stream(self.runs[0])
+
+    def of_task(self, task: str) -> Group | None:
+        """The runs with the rows of one task alone; None if it was not learnt."""
+        if task not in self.tasks:
+            return None
+        return Group(
+            [replace(run, rows=[row for row in run.rows if row["task"] == task]) for run in self.runs]
+        )
 
     def mean(self, quantity: str) -> float:
         """Mean over the seeds of one of `quantities`; NaN where it was not measured, or does not exist."""

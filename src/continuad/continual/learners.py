@@ -60,6 +60,11 @@ class Learner(ABC):
         """How many images, or features of images, are stored."""
         return 0
 
+    @property
+    def facts(self) -> dict[str, float]:
+        """What else there is to say of the task learnt last, by name."""
+        return {}
+
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """Everything that was learnt, by name, for `restore`; tasks have the names they were learnt by."""

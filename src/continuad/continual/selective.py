@@ -75,6 +75,7 @@ class FeatureSelective(OneDetector):
         self._student = self.detector
         self._images: list[Tensor] = []
         self._important: dict[str, dict[str, _Important]] = {}  # by task and layer
+        self._components: dict[str, list[int]] = {}  # by task, for each layer
         self._selected: dict[str, dict[str, Tensor]] = {}  # by task and layer, (C, H, W) bool
         self._prototypes: dict[str, Tensor] = {}
         self._tap = self.detector.backbone.stage(16)
@@ -132,6 +133,7 @@ class FeatureSelective(OneDetector):
         if task not in self._important:
             layers = self._student.layers
             found = feature_importance(self._student.backbone, images, layers, progress=progress)
+            self._components[task] = [layer.components for layer in found.values()]
             self._important[task] = {
                 name: _Important.of(layer, self.percent) for name, layer in found.items()
             }
@@ -180,6 +182,12 @@ class FeatureSelective(OneDetector):
     def memory_items(self) -> int:
         """All images so far, in joint training."""
         return sum(map(len, self._images))
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """How many principal components make up the importance in each layer, the first being 1."""
+        counts = self._components.get(self.tasks[-1], [])
+        return {f"components_{number}": count for number, count in enumerate(counts, start=1)}
 
     def tensors(self) -> dict[str, Tensor]:
         """The detector, what matters for the tasks learnt, their prototypes and stored images."""
