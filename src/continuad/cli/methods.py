@@ -9,7 +9,7 @@ from continuad.cli.app import app, example
 from continuad.cli.options import JsonOption
 from continuad.cli.output import print_json, print_table, say
 
-AUTO_SUMMARY = "The default: the compact memory bank, tuned to the product by synthetic defects."
+AUTO_SUMMARY = "The default: the compact memory bank or context regression, as suits the product."
 
 
 @app.command(epilog=example("continuad methods"))

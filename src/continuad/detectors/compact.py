@@ -110,11 +110,7 @@ class CompactBank(JudgedPatches):
         vectors = torch.empty(len(owners), self.dimensions, device=images.device)
         watched = set(rng.permutation(len(images))[:WATCHED].tolist())
         whole: dict[int, Tensor] = {}
-        embeddings = (
-            each
-            for features in self.batches(images, part(progress, 0, 60, 100))
-            for each in self.describe(features)
-        )
+        embeddings = self.embeddings(images, part(progress, 0, 60, 100))
         for number, embedding in enumerate(embeddings):
             vectors[owners == number] = draw(as_vectors(embedding[None]), quota, rng)
             if number in watched:

@@ -110,11 +110,7 @@ class ContextRegression(JudgedPatches):
         whole: list[Tensor] = []
         joint = self.dimensions * (1 + SIDES)
         examples = torch.empty(len(images), quota, joint, dtype=torch.float16, device=images.device)
-        embeddings = (
-            each
-            for features in self.batches(images, part(progress, 0, 60, 100))
-            for each in self.describe(features)
-        )
+        embeddings = self.embeddings(images, part(progress, 0, 60, 100))
         for number, embedding in enumerate(embeddings):
             around = surroundings(embedding[None], self.settings.distance)
             vectors = as_vectors(torch.cat([embedding[None], around], 1))

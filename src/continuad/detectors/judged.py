@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from continuad.detectors.embedding import patch_features, resize_maps
 from continuad.detectors.fitted import FittedDetector
 from continuad.detectors.matching import smooth
 from continuad.errors import SettingsError
+from continuad.progress import Progress
 
 LEAST_SPREAD = 1e-3
 
@@ -75,6 +76,11 @@ class JudgedPatches(FittedDetector):
     def describe(self, features: Mapping[str, Tensor]) -> Tensor:
         """The embedding (B, D, H, W) of images, from the backbone's outputs at the taps."""
         return patch_features(features, self.taps, pool=self.settings.pool)
+
+    def embeddings(self, images: Tensor, progress: Progress) -> Iterator[Tensor]:
+        """Yield the embedding (D, H, W) of one image (N, 3, S, S) uint8 after another."""
+        for features in self.batches(images, progress):
+            yield from self.describe(features)
 
     @torch.no_grad()
     def distances(self, images: Tensor, features: Mapping[str, Tensor] | None = None) -> Tensor:
