@@ -48,6 +48,7 @@ COMMANDS = (
     "recalibrate",
     "evaluate",
     "bench",
+    "analyze",
     "methods",
     "costs",
 )

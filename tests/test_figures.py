@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from continuad import plotting
 from continuad.bench import figures
 from continuad.bench.runner import FinishedRun
 from continuad.bench.summary import Group, groups, labels
@@ -56,7 +57,7 @@ def test_lines_are_the_means_over_tasks_and_seeds() -> None:
     np.testing.assert_allclose(tuned.get_xdata(), [1, 2, 3])
     np.testing.assert_allclose(tuned.get_ydata(), np.array([0.8, 0.6, 1.4 / 3]) + 0.05)
     np.testing.assert_allclose(replay.get_ydata(), [0.8, 0.7, 2.12 / 3])
-    assert [tuned.get_color(), replay.get_color()] == [figures.COLOURS[0], figures.COLOURS[2]]
+    assert [tuned.get_color(), replay.get_color()] == [plotting.COLOURS[0], plotting.COLOURS[2]]
     assert texts(axes) == ["fine-tuning, continual", "replay, continual"]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["bolt", "nut", "cap"]
     assert axes.get_ylabel() == "P-F1"
@@ -90,7 +91,7 @@ def test_there_is_no_line_where_there_is_nothing() -> None:
     mixed = together(made("replay"), made("routed", routing=0.9))
     axes = only(axes_of(figures.over_time(*mixed, "routing_accuracy", "routing")))
     assert texts(axes) == ["routed"]
-    assert only(axes.lines).get_color() == figures.COLOURS[1]
+    assert only(axes.lines).get_color() == plotting.COLOURS[1]
 
 
 def test_points_are_memory_and_metric_with_their_deviation() -> None:
@@ -141,7 +142,7 @@ def test_stored_items_are_drawn_in_kib_beside_the_score() -> None:
     np.testing.assert_allclose(_widths(scores), [0.6, 0.5, 0])
     assert texts(scores) == ["0.600", "0.500", "-"]
     assert [bar.get_facecolor()[:3] for bar in memory.patches] == [
-        pytest.approx(matplotlib.colors.to_rgb(figures.COLOURS[i])) for i in (0, 2, 3)
+        pytest.approx(matplotlib.colors.to_rgb(plotting.COLOURS[i])) for i in (0, 2, 3)
     ]
     assert figures.replay_memory(*together(made("ewc", memory=4096), made("replay"))) is None
 
@@ -188,7 +189,7 @@ def test_svg_is_xml_whose_texts_are_texts() -> None:
     (group,) = groups([made("replay", [[0.5] * (step + 1) for step in range(4)], tasks=tasks)])
     figure = figures.over_time([group], ["replay"], "p_f1max", "P-F1")
     assert figure is not None
-    markup = figures.svg(figure, 'of "<a> & b"')
+    markup = plotting.svg(figure, 'of "<a> & b"')
     root = ElementTree.fromstring(markup)
     found = ["".join(each.itertext()) for each in root.iter("{http://www.w3.org/2000/svg}text")]
     assert set(tasks) <= set(found)
@@ -206,7 +207,7 @@ def test_svg_is_the_same_every_time_and_whatever_the_style() -> None:
         (group,) = groups([made("replay", HOLDS)])
         figure = figures.matrix(group)
         assert figure is not None
-        return figures.svg(figure, "a matrix")
+        return plotting.svg(figure, "a matrix")
 
     first = drawn()
     with matplotlib.rc_context(
@@ -216,9 +217,9 @@ def test_svg_is_the_same_every_time_and_whatever_the_style() -> None:
 
 
 def test_styles_repeat_no_look() -> None:
-    found = figures.styles(20)
+    found = plotting.styles(20)
     assert len(set(found)) == 20
-    assert found[:7] == figures.styles(7)
+    assert found[:7] == plotting.styles(7)
 
 
 @pytest.mark.parametrize("module", ["matplotlib", "matplotlib.figure"])

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import html
 import importlib
-import io
 import math
-import re
 import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,100 +14,16 @@ from numpy.typing import NDArray
 from continuad.bench.findings import REPLAY
 from continuad.bench.summary import METRICS, Group
 from continuad.bench.summary import labels as name_groups
-from continuad.errors import ContinuadError
+from continuad.plotting import INK, WIDE, WIDTH, Style, new_figure, styled, styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which every kind of colour vision tells apart, without their yellow: it is too pale
-# for lines on white.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d")
-INK, MUTED, GRID = "#24292f", "#6e757c", "#e4e5e7"
-WIDTH, WIDE = 5.6, 11.6
-"""Inches: half of a page, and all of it."""
-
-_DASHES, _MARKERS = ("-", "--", ":", "-."), "os^D"
 _LABEL_COLUMNS, _LINE_POINTS = 26, 9.5
-_RC = {
-    **dict.fromkeys(("axes.labelcolor", "text.color", "xtick.labelcolor", "ytick.labelcolor"), INK),
-    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), MUTED),
-    **dict.fromkeys(("axes.spines.right", "axes.spines.top", "text.parse_math"), False),
-    **dict.fromkeys(("axes.linewidth", "grid.linewidth"), 0.7),
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.labelsize": 8.5,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 9,
-    "font.family": ["DejaVu Sans"],
-    "font.size": 7.5,
-    "grid.color": GRID,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "continuad",
-}
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
-def needed(module: str) -> Any:
-    """Import a module that only reports need.
-
-    Raises:
-        ContinuadError: it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ContinuadError(
-            f"Reports need {module.partition('.')[0]}, which is not installed.",
-            "Run 'pip install continuad[report]'.",
-        ) from error
-
-
-def _styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Let a function draw in the style of all figures, whatever this machine's own style is."""
-
-    @functools.wraps(draw)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> R:
-        matplotlib = needed("matplotlib")
-        default = {name: value for name, value in matplotlib.rcParamsDefault.items() if "backend" not in name}
-        with matplotlib.rc_context({**default, **_RC}):
-            return draw(*args, **kwargs)
-
-    return drawn
-
-
-@dataclass(frozen=True)
-class Style:
-    """How a group looks in every figure."""
-
-    colour: str
-    dash: str
-    marker: str
-
-
-def styles(count: int) -> list[Style]:
-    """Return a style for each group; colours repeat with other dashes and markers."""
-    turns = [divmod(number, len(COLOURS)) for number in range(count)]
-    return [Style(COLOURS[i], _DASHES[turn % 4], _MARKERS[turn % 4]) for turn, i in turns]
-
-
-@_styled
-def svg(figure: Figure, description: str) -> str:
-    """Return a figure as an SVG element to be put into a page; text stays text."""
-    stream = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
-    text = stream.getvalue()
-    element = text[text.index("<svg") :]
-    element = re.sub(r' width="[\d.]+pt"| height="[\d.]+pt"', "", element, count=2)
-    element = re.sub(r'(<\w+) id="[\w.]+_\d+"', r"\1", element)  # of groups: not unique in a page
-    said = f'<svg role="img" aria-label="{html.escape(description)}"'
-    return element.replace("<svg", said, 1).strip()
-
-
-@_styled
+@styled
 def over_time(
     groups: Sequence[Group], labels: Sequence[str], column: str, title: str, *, unit: float = 1
 ) -> Figure | None:
@@ -152,7 +63,7 @@ def over_time(
     return figure
 
 
-@_styled
+@styled
 def accuracy_memory(groups: Sequence[Group], labels: Sequence[str], metric: str) -> Figure | None:
     """Draw a metric against all memory, the backbone's included, as in Fig. 1 of AdapTS; bars are over seeds.
 
@@ -187,7 +98,7 @@ def accuracy_memory(groups: Sequence[Group], labels: Sequence[str], metric: str)
     return figure
 
 
-@_styled
+@styled
 def replay_memory(groups: Sequence[Group], labels: Sequence[str]) -> Figure | None:
     """Draw the memory of an item in each replay buffer, as in Fig. 5.5 of the thesis, and the P-F1 beside it.
 
@@ -201,7 +112,7 @@ def replay_memory(groups: Sequence[Group], labels: Sequence[str]) -> Figure | No
     ]
     if not rows:
         return None
-    figure = _figure(height=_bar_height(len(rows)))
+    figure = new_figure(height=_bar_height(len(rows)))
     left, right = figure.subplots(1, 2, sharey=True)
     names, found = [label for _, label, _ in rows], [group for group, *_ in rows]
     colours = [style.colour for *_, style in rows]
@@ -210,7 +121,7 @@ def replay_memory(groups: Sequence[Group], labels: Sequence[str]) -> Figure | No
     return figure
 
 
-@_styled
+@styled
 def by_backbone(groups: Sequence[Group]) -> Figure | None:
     """Draw the P-F1 on each backbone, as in chapter 5.1 of the thesis; None if nothing was run on several."""
     series: dict[str, list[tuple[Group, Style]]] = {}
@@ -223,7 +134,7 @@ def by_backbone(groups: Sequence[Group]) -> Figure | None:
         return None
     titles = name_groups([members[0][0] for members in several])
     counts = [len(members) for members in several]
-    figure = _figure(height=_bar_height(sum(counts)) + 0.3 * len(several))
+    figure = new_figure(height=_bar_height(sum(counts)) + 0.3 * len(several))
     panels = figure.subplots(len(several), 1, sharex=True, squeeze=False, height_ratios=counts)[:, 0]
     for axes, title, members in zip(panels, titles, several, strict=True):
         found, colours = [group for group, _ in members], [style.colour for _, style in members]
@@ -233,7 +144,7 @@ def by_backbone(groups: Sequence[Group]) -> Figure | None:
     return figure
 
 
-@_styled
+@styled
 def matrix(group: Group) -> Figure | None:
     """Draw a stream's P-F1 and I-AUROC on each task after each; None if it is no stream, or unmeasured."""
     metrics = [metric for metric in ("p_f1max", "i_auroc") if group.is_stream and _any(group.scores(metric))]
@@ -242,7 +153,7 @@ def matrix(group: Group) -> Figure | None:
     tasks = group.tasks
     count = len(tasks)
     side = min(0.62, 2.1 / count) if count <= 6 else min(0.42, 4.8 / count)
-    figure = _figure(height=1.1 + side * count, width=WIDTH if count <= 6 else WIDE)
+    figure = new_figure(height=1.1 + side * count, width=WIDTH if count <= 6 else WIDE)
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for axes, metric in zip(panels, metrics, strict=True):
         scores = group.scores(metric)
@@ -268,15 +179,10 @@ def _any(values: NDArray[np.float64]) -> bool:
     return not bool(np.isnan(values).all())
 
 
-def _figure(*, height: float, width: float = WIDTH) -> Figure:
-    made: Figure = needed("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
-    return made
-
-
 def _axes(labels: Sequence[str]) -> tuple[Figure, Axes]:
     """A figure with axes, high enough for a label beside each other."""
     lines = sum(len(textwrap.wrap(label, _LABEL_COLUMNS)) for label in labels)
-    figure = _figure(height=max(3.1, 0.9 + lines * 1.25 * _LINE_POINTS / 72))
+    figure = new_figure(height=max(3.1, 0.9 + lines * 1.25 * _LINE_POINTS / 72))
     return figure, figure.add_subplot()
 
 

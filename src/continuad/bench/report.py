@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from continuad import __version__
+from continuad import __version__, plotting
 from continuad.bench import figures
 from continuad.bench.comparison import Comparison
 from continuad.bench.exam import examples
@@ -49,7 +49,7 @@ def write_report(
         ContinuadError: matplotlib or jinja2 is not installed, a picture is damaged, or the file cannot be
             written.
     """
-    jinja2 = figures.needed("jinja2")
+    jinja2 = plotting.needed("jinja2")
     together = groups(results.finished)
     names = labels(together)
     drawings = _drawings(together, names)
@@ -132,7 +132,7 @@ def _columns(together: Sequence[Group]) -> list[SummaryColumn]:
 
 
 def _colours(together: Sequence[Group]) -> list[str]:
-    return [style.colour for style in figures.styles(len(together))]
+    return [style.colour for style in plotting.styles(len(together))]
 
 
 @dataclass(frozen=True)
@@ -188,8 +188,8 @@ def _matrices(together: Sequence[Group], names: Sequence[str]) -> list[Drawing]:
 
 
 def _drawing(caption: str, figure: Figure) -> Drawing:
-    is_wide = float(figure.get_size_inches()[0]) > figures.WIDTH
-    return Drawing(caption, figures.svg(figure, caption), is_wide)
+    is_wide = float(figure.get_size_inches()[0]) > plotting.WIDTH
+    return Drawing(caption, plotting.svg(figure, caption), is_wide)
 
 
 @dataclass(frozen=True)

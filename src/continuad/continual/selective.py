@@ -89,13 +89,13 @@ class FeatureSelective(OneDetector):
 
     def learn(self, task: str, images: Tensor, *, seed: int = 0, progress: Progress = silent) -> None:
         """Select features for the task, settle conflicts with others, and train."""
-        self._look_at(task, images, part(progress, 0, 1, 4))
+        self._look_at(task, images, part(progress, 0, 25, 100))
         self._settle()
         embeddings = [self._embed(batch) for batch in torch.split(images, BATCH)]
         self._add(task, torch.from_numpy(np.concatenate(embeddings).mean(0)))
         if self.joint:
             self._images.append(images)
-        super().learn(task, images, seed=seed, progress=part(progress, 1, 4, 4))
+        super().learn(task, images, seed=seed, progress=part(progress, 25, 100, 100))
 
     def train(self, images: Tensor, *, seed: int, progress: Progress) -> None:
         """Train on the selected features of these images, or of all so far."""

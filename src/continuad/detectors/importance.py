@@ -144,13 +144,13 @@ def feature_importance(
         found = {name: _Layer(*shape, settings=settings, rng=rng) for name, shape in shapes.items()}
         passes = _passes(found)
         for number, pieces in enumerate(passes):
-            report = part(progress, number, number + 1, len(passes))
+            report = part(progress, 100 * number, 100 * (number + 1), 100 * len(passes))
             moments = [Moments(len(piece.positions), found[piece.layer].channels) for piece in pieces]
-            for features in batches(part(report, 0, 1, 2)):
+            for features in batches(part(report, 0, 80, 100)):
                 for piece, each in zip(pieces, moments, strict=True):
                     each.update(features[piece.layer].flatten(2)[:, :, piece.positions].permute(2, 0, 1))
             for done, (piece, each) in enumerate(zip(pieces, moments, strict=True)):
-                part(report, 1, 2, 2)(done, len(pieces), "taking principal components")
+                part(report, 80, 100, 100)(done, len(pieces), "taking principal components")
                 found[piece.layer].take(piece.positions, each)
     progress(1, 1, "taking principal components")
     return {name: layer.result() for name, layer in found.items()}

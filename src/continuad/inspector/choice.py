@@ -116,11 +116,11 @@ def choose(
     for each in candidates:
         if each.method not in heads:
             trial = METHODS[each.method].build(head.backbone, each.changes).to(learnt.device)
-            trial.fit(learnt[:TRIED], seed=seed, progress=part(progress, 0, 1, 2))
+            trial.fit(learnt[:TRIED], seed=seed, progress=part(progress, 0, 50, 100))
             heads[each.method] = trial
     normal = held_out[:EXAMINED]
     images = torch.cat([normal, _damaged(normal, seed)])
-    scores = _scores(heads, candidates, images, part(progress, 1, 2, 2))
+    scores = _scores(heads, candidates, images, part(progress, 50, 100, 100))
     ranked = _ranked(scores[: len(normal)], scores[len(normal) :])
     aurocs = ranked.mean((0, 1))
     best = int(aurocs.argmax())
