@@ -104,12 +104,18 @@ def test_little_memory_changes_nothing(
             np.testing.assert_array_equal(vars(again[name])[key], value)
 
 
-def test_what_does_not_vary_takes_one_component(backbone: Backbone, images: Tensor) -> None:
-    same = feature_importance(backbone, images[:1].expand(5, -1, -1, -1), LAYERS)
-    for layer in same.values():
-        assert layer.components == layer.exact == 1
-        np.testing.assert_allclose(layer.importance.sum(0), 1, rtol=1e-5)
-        assert layer.std.max() < 1e-3
+def test_what_does_not_vary_takes_one_component_and_no_channel_is_more_important() -> None:
+    layer = importance._Layer(4, 1, 2, settings=ImportanceSettings(share=1.0), rng=np.random.default_rng(0))
+    vectors = np.random.default_rng(1).normal(size=(2, 9, 4))
+    vectors[0] = 0.1
+    moments = Moments(2, 4)
+    moments.update(torch.from_numpy(vectors))
+    layer.take(np.arange(2), moments)
+    found = layer.result()
+    assert found.counts(0.99).ravel().tolist()[0] == 1
+    np.testing.assert_allclose(found.importance[:, 0, 0], 0.25)
+    assert found.std[:, 0, 0].max() == 0
+    assert most_important(found.importance, 25)[:, 0].sum(0).tolist() == [4, 1]
 
 
 def test_one_image_does_not_vary(backbone: Backbone, images: Tensor) -> None:

@@ -58,7 +58,7 @@ class LayerImportance:
         explained: (H, W, C) float32, share of the variance that the first 1 .. C components explain.
         components: how many make up the importance: as counted at a sample of the positions.
         exact: the same, counted at all of them.
-        importance: (C, H, W) float32; the channels of a position sum to 1.
+        importance: (C, H, W) float32; the channels of a position sum to 1, and are equal where none varies.
         mean: (C, H, W) float32 over the images.
         std: (C, H, W) float32 over the images (population).
     """
@@ -192,16 +192,20 @@ class _Layer:
         """Take over what was found at some positions; the moments are used up."""
         covariances = moments.scatter.numpy()
         covariances /= moments.count
-        self._mean[positions] = moments.mean.numpy()
-        self._std[positions] = np.sqrt(np.diagonal(covariances, axis1=1, axis2=2))
+        mean = moments.mean.numpy()
+        std = np.sqrt(np.diagonal(covariances, axis1=1, axis2=2))
+        std = np.where(std > ROUNDING * np.abs(mean), std, 0)  # float32 features tell no less apart
+        covariances[~std.any(1)] = 0
+        self._mean[positions], self._std[positions] = mean, std
         shares, directions = _principal_components(covariances)
         self._explained[positions] = np.cumsum(shares, 1)
         if not self.components:
             self.components = self._count(self._explained[positions])
         kept = slice(self.components)
-        for place, position in enumerate(positions):
+        self._importance[positions] = 1 / self.channels
+        for place in np.flatnonzero(self._std[positions].any(1)):
             weights = np.abs(directions[place, :, kept]) @ shares[place, kept]
-            self._importance[position] = weights / weights.sum()
+            self._importance[positions[place]] = weights / weights.sum()
 
     def _count(self, explained: NDArray[np.float32]) -> int:
         counts = component_counts(explained, self.settings.variance)
