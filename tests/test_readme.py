@@ -74,7 +74,7 @@ def test_the_commands_about_methods_run(tmp_path: Path) -> None:
     assert all(method in costs for method in ("stfpm", "paste", "rd4ad", "destseg"))
 
 
-def test_the_bench_runs(tmp_path: Path) -> None:
+def test_the_bench_and_the_analysis_run(tmp_path: Path) -> None:
     for name, product in (("bottle", "flange"), ("pill", "cap")):
         task = demo_task(product, size=64, train=8, good=2, defective=2)
         write_mvtec(task, tmp_path / "datasets" / "mvtec_ad" / name)
@@ -84,6 +84,8 @@ def test_the_bench_runs(tmp_path: Path) -> None:
     assert table.count("  here ") == 3
     assert (tmp_path / "bench" / "study" / "report.html").exists()
     assert (tmp_path / "bench" / "thesis-5.5" / "report.html").exists()
+    run_all(blocks("sh")[4], tmp_path)
+    assert (tmp_path / "features" / "report.html").exists()
 
 
 def test_make_targets_exist() -> None:
