@@ -48,6 +48,21 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """A figure on a page.
+
+    Attributes:
+        caption: what it shows.
+        svg: markup, to be put into the page as it is.
+        is_wide: whether it takes the whole width.
+    """
+
+    caption: str
+    svg: str
+    is_wide: bool
+
+
 def needed(module: str) -> Any:
     """Import a module that only reports need.
 

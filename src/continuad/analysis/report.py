@@ -12,24 +12,10 @@ from continuad import __version__, plotting
 from continuad.analysis.selected import Uses
 from continuad.detectors.importance import ImportanceSettings
 from continuad.durable import write_whole
+from continuad.plotting import Drawing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure on the page.
-
-    Attributes:
-        caption: what it shows.
-        svg: markup, to be put into the page as it is.
-        is_wide: whether it takes the whole width.
-    """
-
-    caption: str
-    svg: str
-    is_wide: bool
 
 
 @dataclass

@@ -23,6 +23,7 @@ from continuad.bench.runner import FinishedRun, Results
 from continuad.bench.summary import METRICS, Group, groups, labels
 from continuad.durable import write_whole
 from continuad.errors import ContinuadError
+from continuad.plotting import Drawing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -133,21 +134,6 @@ def _columns(together: Sequence[Group]) -> list[SummaryColumn]:
 
 def _colours(together: Sequence[Group]) -> list[str]:
     return [style.colour for style in plotting.styles(len(together))]
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure on the page.
-
-    Attributes:
-        caption: what it shows.
-        svg: markup, to be put into the page as it is.
-        is_wide: whether it takes the whole width.
-    """
-
-    caption: str
-    svg: str
-    is_wide: bool
 
 
 def _drawings(together: Sequence[Group], names: Sequence[str]) -> list[Drawing]:
