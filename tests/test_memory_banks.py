@@ -103,8 +103,9 @@ def test_a_coreset_covers() -> None:
 
 
 def test_equal_distances_do_not_end_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coreset, "FARTHEST", 4)
-    points = torch.eye(40) / 3
+    monkeypatch.setattr(coreset, "FARTHEST", 1)
+    turned = np.linalg.qr(np.random.default_rng(0).normal(size=(40, 40)))[0]
+    points = torch.from_numpy(turned).float() + 100  # equal but for rounding
     assert len(set(greedy_coreset(points, 39).tolist())) == 39
 
 

@@ -106,15 +106,16 @@ class CompactBank(JudgedPatches):
         count = self._count(size)
         rng = np.random.default_rng(seed)
         quota = min(self.grid(size), max(1, CANDIDATES // len(images)))
-        owners = torch.arange(len(images)).repeat_interleave(quota)
-        vectors = torch.empty(len(owners), self.dimensions, device=images.device)
+        drawn = torch.empty(len(images), quota, self.dimensions, device=images.device)
         watched = set(rng.permutation(len(images))[:WATCHED].tolist())
         whole: dict[int, Tensor] = {}
         embeddings = self.embeddings(images, part(progress, 0, 60, 100))
         for number, embedding in enumerate(embeddings):
-            vectors[owners == number] = draw(as_vectors(embedding[None]), quota, rng)
+            drawn[number] = draw(as_vectors(embedding[None]), quota, rng)
             if number in watched:
                 whole[number] = embedding.half()
+        vectors, owners = drawn.flatten(0, 1), torch.arange(len(images)).repeat_interleave(quota)
+        del drawn
         metric = within_class_metric(vectors, owners, shrinkage=self.settings.shrinkage, seed=seed)
         self.metric = metric.half()
         vectors = vectors @ self.metric.float()
