@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from continuad.inspector import Verdict
-from continuad.inspector.drawing import (
+from continuad.drawing import (
     LABEL_COLOURS,
     TRUTH,
     WRONG,
@@ -20,6 +19,7 @@ from continuad.inspector.drawing import (
     describe,
     overlay,
 )
+from continuad.verdict import Verdict
 
 WHITE = (255, 255, 255)
 

@@ -20,8 +20,9 @@ from continuad.datasets.demo import demo_tasks
 from continuad.detectors import METHODS
 from continuad.detectors.checkpoint import Checkpoint
 from continuad.errors import BankError, ProductError, SettingsError
-from continuad.inspector import Inspector, Product, Verdict
+from continuad.inspector import Inspector, Product
 from continuad.metrics import ImageScores, PixelScores, binomial_interval
+from continuad.verdict import Verdict
 
 QUICK = {"training": {"epochs": 2}}
 

@@ -19,12 +19,13 @@ from torch import Tensor
 from conftest import photos, same, teach
 from continuad import Inspector
 from continuad.backbones import Backbone, create_backbone
-from continuad.continual import HEAD_MEMORY, PrototypeRouter, RoutedHeads, RoutingSettings
+from continuad.continual import HEAD_MEMORY, RoutedHeads, RoutingSettings
 from continuad.detectors import METHODS, Detector
 from continuad.errors import BankError
 from continuad.inspector import Product
 from continuad.inspector.bank import Bank
 from continuad.inspector.manifest import Manifest
+from continuad.router import PrototypeRouter
 from continuad.stopwatch import Stopwatch
 
 

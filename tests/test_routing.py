@@ -11,10 +11,11 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor, nn
 
 from continuad.backbones import Backbone, create_backbone
-from continuad.continual import PrototypeRouter, Route, RoutedHeads, RoutingSettings
-from continuad.continual.routing import distance_limit, embed, routing_cost
+from continuad.continual import RoutedHeads, RoutingSettings
+from continuad.continual.routing import embed, routing_cost
 from continuad.detectors import METHODS, Detector
 from continuad.errors import ProductError, SettingsError
+from continuad.router import PrototypeRouter, Route, distance_limit
 from continuad.stopwatch import Stopwatch
 
 VALUES = st.floats(-100, 100, width=32)

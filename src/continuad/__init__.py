@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from continuad.errors import ContinuadError
 
 if TYPE_CHECKING:
-    from continuad.inspector import Inspector, Verdict
+    from continuad.inspector import Inspector
+    from continuad.verdict import Verdict
 
 __version__ = "0.1.0.dev0"
 __all__ = ["ContinuadError", "Inspector", "Verdict", "__version__"]
 
-_LAZY = {"Inspector": "continuad.inspector", "Verdict": "continuad.inspector"}
+_LAZY = {"Inspector": "continuad.inspector", "Verdict": "continuad.verdict"}
 
 
 def __getattr__(name: str) -> Any:

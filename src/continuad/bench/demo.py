@@ -19,10 +19,10 @@ from PIL import Image
 from continuad.bench.evaluate import ProductReport, ignore, learn_tasks, mean_report, measure
 from continuad.datasets import Sample, Task
 from continuad.datasets.demo import DEMO_PRODUCTS, demo_task, write_mvtec
+from continuad.drawing import Pixels, SheetCell, SheetRow, contact_sheet, describe
 from continuad.errors import DatasetError, SettingsError
 from continuad.images import load_image, load_mask
 from continuad.inspector import Inspector, Product
-from continuad.inspector.drawing import Pixels, SheetCell, SheetRow, contact_sheet, describe
 from continuad.inspector.inspector import DEFAULT_BACKBONE, DEFAULT_HEAD
 from continuad.progress import Progress, silent
 

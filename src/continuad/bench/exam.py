@@ -15,8 +15,8 @@ from torch import Tensor
 from continuad.continual.learners import Learner
 from continuad.continual.routed import Inspection
 from continuad.datasets import Task
+from continuad.drawing import overlay
 from continuad.images import ImageSource, load_mask, load_stack, resize_mask
-from continuad.inspector.drawing import overlay
 from continuad.metrics import PixelMetrics, image_scores
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from continuad.errors import ContinuadError
 
 if TYPE_CHECKING:
-    from continuad.inspector import Verdict
+    from continuad.verdict import Verdict
 
 LONGEST_NAME = 60  # characters; file systems allow 255 bytes
 
@@ -45,8 +45,8 @@ class HeatmapFolder:
         """
         from PIL import Image
 
+        from continuad.drawing import annotated
         from continuad.images import load_image
-        from continuad.inspector.drawing import annotated
 
         picture = io.BytesIO()
         Image.fromarray(annotated(load_image(image), verdict, caption=str(image))).save(picture, "PNG")

@@ -20,7 +20,7 @@ from continuad.cli.progress import ProgressBar
 from continuad.errors import ImageError
 
 if TYPE_CHECKING:
-    from continuad.inspector import Verdict
+    from continuad.verdict import Verdict
 
 COLOURS = {"normal": "green", "anomalous": "bold red", "unknown": "yellow"}
 

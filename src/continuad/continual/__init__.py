@@ -1,6 +1,6 @@
 """How detectors meet a stream of tasks."""
 
 from continuad.continual.routed import HEAD_MEMORY, Inspection, RoutedHeads
-from continuad.continual.routing import PrototypeRouter, Route, RoutingSettings
+from continuad.continual.routing import RoutingSettings
 
-__all__ = ["HEAD_MEMORY", "Inspection", "PrototypeRouter", "Route", "RoutedHeads", "RoutingSettings"]
+__all__ = ["HEAD_MEMORY", "Inspection", "RoutedHeads", "RoutingSettings"]

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from continuad.backbones import Backbone
-from continuad.continual.routing import PrototypeRouter, Route, RoutingSettings, Vectors, embed
+from continuad.continual.routing import RoutingSettings, embed
 from continuad.detectors import Detector
 from continuad.errors import ProductError
+from continuad.router import PrototypeRouter, Route, Vectors
 from continuad.stopwatch import Stopwatch
 
 HEAD_MEMORY = 64 * 2**20

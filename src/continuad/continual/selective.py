@@ -17,13 +17,14 @@ from torch import Tensor
 
 from continuad.continual.learners import BATCH, Build, OneDetector
 from continuad.continual.routed import Inspection
-from continuad.continual.routing import PrototypeRouter, embed
+from continuad.continual.routing import embed
 from continuad.detectors.importance import LayerImportance, feature_importance
 from continuad.detectors.samples import Samples
 from continuad.detectors.selection import Mask, most_important, without_disjoint, without_shared
 from continuad.detectors.stfpm import STFPM
 from continuad.errors import SettingsError
 from continuad.progress import Progress, part, silent
+from continuad.router import PrototypeRouter
 
 Conflicts = Literal["keep", "drop", "drop-disjoint"]
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from continuad import __version__
 from continuad.backbones import checkpoint, create_backbone
 from continuad.continual import HEAD_MEMORY, Inspection, RoutedHeads, RoutingSettings
-from continuad.continual.routing import Vectors, distance_limit, embed
+from continuad.continual.routing import embed
 from continuad.datasets import hold_out
 from continuad.detectors import METHODS, Detector
 from continuad.detectors.base import settings_as_dict
@@ -35,9 +35,10 @@ from continuad.inspector.bank import Bank
 from continuad.inspector.calibration import check_false_alarm_rate, threshold
 from continuad.inspector.choice import AUTO, choose, method_of
 from continuad.inspector.product import Calibration, Product, check_name
-from continuad.inspector.verdict import Verdict
 from continuad.progress import Progress, silent
+from continuad.router import Vectors, distance_limit
 from continuad.stopwatch import Stopwatch
+from continuad.verdict import Verdict
 
 DEFAULT_BACKBONE = "efficientnet_lite0"
 DEFAULT_HEAD = AUTO

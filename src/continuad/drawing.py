@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from continuad.inspector.verdict import Verdict
+from continuad.verdict import Verdict
 
 Pixels = NDArray[np.uint8]
 
