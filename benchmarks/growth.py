@@ -16,20 +16,22 @@ import json
 import platform
 import shutil
 import statistics
-import subprocess
-import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from fresh import in_fresh_process, resident_mib
+from numpy.typing import NDArray
 
 from continuad import Inspector
 from continuad.continual import RoutedHeads, RoutingSettings
 from continuad.datasets.demo import demo_task
 from continuad.images import load_image, load_stack
+from continuad.inspector import Product
 from continuad.metrics.costs import MIB
 
 RESULTS = Path(__file__).parent / "results"
@@ -70,7 +72,8 @@ def main() -> None:
     runs: dict[int, list[dict[str, Any]]] = {count: [] for count in counts}
     for _ in range(arguments.repeats):
         for count, bank in banks.items():
-            runs[count].append(in_fresh_process(bank, arguments.work))
+            words = ["--work", arguments.work, "--measure", bank]
+            runs[count].append(in_fresh_process(Path(__file__), *words))
             print(count, runs[count][-1], flush=True)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "growth.md").write_text(markdown(runs, banks))
@@ -103,26 +106,25 @@ def copy(inspector: Inspector, count: int, tests: list[Any]) -> None:
     bank = inspector.bank
     product = inspector.product(PRODUCT)
     state = bank.state(product)
-    heads = RoutedHeads(inspector.backbone, RoutingSettings(**bank.manifest().routing))
+    for number, prototype in prototypes(inspector, product, tests, first=len(inspector.products), end=count):
+        other = {**state, "prototype": torch.from_numpy(prototype)}
+        bank.put(replace(product, name=f"{PRODUCT} {number:04d}"), other, expected=None)
+
+
+def prototypes(
+    inspector: Inspector, product: Product, tests: Sequence[Any], *, first: int, end: int
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Number and prototype of further products: a test image's embedding, or one around the learnt one's."""
+    heads = RoutedHeads(inspector.backbone, RoutingSettings(**inspector.bank.manifest().routing))
     embeddings = heads.embed(torch.from_numpy(load_stack(tests, inspector.image_size)))
-    prototype = bank.prototype(product)
-    for number in range(len(inspector.products), count):
+    prototype = inspector.bank.prototype(product)
+    for number in range(first, end):
         if number < len(embeddings):
             moved = embeddings[number]
         else:
             direction = np.random.default_rng(number).normal(size=prototype.shape)
             moved = prototype + 1.5 * product.limit * direction / np.linalg.norm(direction)
-        other = {**state, "prototype": torch.from_numpy(moved.astype(np.float32))}
-        bank.put(replace(product, name=f"{PRODUCT} {number:04d}"), other, expected=None)
-
-
-def in_fresh_process(bank: Path, work: Path) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--work", str(work), "--measure", str(bank)]
-    printed = subprocess.run(
-        [*command, "--started", str(time.time())], check=True, capture_output=True, text=True
-    ).stdout
-    found: dict[str, Any] = json.loads(printed.splitlines()[-1])
-    return found
+        yield number, moved.astype(np.float32)
 
 
 def measure(bank: Path, work: Path, *, started: float) -> dict[str, Any]:
@@ -143,7 +145,7 @@ def measure(bank: Path, work: Path, *, started: float) -> dict[str, Any]:
     found["p95_ms"] = float(np.quantile(times, 0.95))
     found["routing_ms"] = statistics.median(verdict.timings["routing"] for _, verdict in measured)
     found["recognised"] = len({verdict.product for verdict in warm} - {None})
-    found["peak_mib"] = peak_mib()
+    found["peak_mib"] = resident_mib(peak=True)
     begin = time.perf_counter()
     inspector.recalibrate(PRODUCT)
     found["recalibrate_ms"] = 1000 * (time.perf_counter() - begin)
@@ -159,12 +161,6 @@ def timed(inspector: Inspector, image: Any) -> tuple[float, Any]:
     begin = time.perf_counter()
     verdict = inspector.inspect(image)
     return 1000 * (time.perf_counter() - begin), verdict
-
-
-def peak_mib() -> float:
-    """The most memory that this process has had resident."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / MIB
 
 
 def markdown(runs: dict[int, list[dict[str, Any]]], banks: dict[int, Path]) -> str:

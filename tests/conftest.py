@@ -120,7 +120,8 @@ def leftovers(folder: Path) -> set[str]:
     """Files in a bank that it does not name."""
     manifest = Inspector.open(folder).bank.manifest()
     named = {"manifest.json", manifest.backbone["file"], "products"}
-    return snapshot(folder).keys() - named - {product.file for product in manifest.products.values()}
+    files = {file for each in manifest.products.values() for file in (each.file, each.samples)}
+    return snapshot(folder).keys() - named - files
 
 
 @contextlib.contextmanager

@@ -535,7 +535,9 @@ def test_without_what_reports_need_nothing_is_begun(
     backbone: Backbone, tasks: list[Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ContinuadError, match=rf"need {module}.*pip install continuad\[report\]"):
+    with pytest.raises(
+        ContinuadError, match=rf'{module} is not installed.*pip install "continuad\[report\]"'
+    ):
         analyze(backbone, tasks, SETTINGS, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

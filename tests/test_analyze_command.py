@@ -129,4 +129,4 @@ def test_without_matplotlib_it_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = run("analyze", data, *TINY, "--out", tmp_path / "out")
-    refused(result, "need matplotlib", "pip install continuad[report]")
+    refused(result, "matplotlib is not installed", 'pip install "continuad[report]"')

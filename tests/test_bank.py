@@ -23,7 +23,7 @@ from continuad import Inspector
 from continuad.errors import BankError
 from continuad.inspector import bank as bank_module
 from continuad.inspector.bank import Bank
-from continuad.inspector.manifest import PRODUCT_FILE, Manifest
+from continuad.inspector.manifest import PRODUCT_FILE, SAMPLES_FILE, Manifest
 from continuad.inspector.product import file_stem
 
 
@@ -46,11 +46,12 @@ def sha256(path: Path) -> str:
 
 def test_a_bank_is_a_manifest_and_the_files_that_it_names(folder: Path) -> None:
     manifest = Bank(folder).manifest()
-    files = [product.file for product in manifest.products.values()]
+    files = [file for product in manifest.products.values() for file in (product.file, product.samples)]
     assert snapshot(folder).keys() == {"manifest.json", "products", manifest.backbone["file"], *files}
     for product in manifest.products.values():
         assert product.bytes == (folder / product.file).stat().st_size
         assert product.sha256 == sha256(folder / product.file)
+        assert product.samples_sha256 == sha256(folder / product.samples)
     assert Manifest.from_json(manifest.to_json(), folder) == manifest
 
 
@@ -61,7 +62,7 @@ def test_every_write_is_synced_before_it_is_named(folder: Path) -> None:
     one_file = ["write", "fsync", "replace", "fsync"]
     with watched(lambda number, name: None) as calls:
         teach(Inspector.open(folder), "screw")
-    assert relevant(calls) == 2 * one_file
+    assert relevant(calls) == 3 * one_file
     with watched(lambda number, name: None) as calls:
         new_bank(folder.with_name("new"))
     assert relevant(calls) == [*2 * one_file, "rename", "fsync"]
@@ -72,6 +73,7 @@ def test_readers_write_nothing(folder: Path) -> None:
     with watched(lambda number, name: None) as calls:
         inspector = Inspector.open(folder)
         inspector.inspect(photos("bolt", 1) + photos("plate", 1))
+        inspector.samples("bolt")
     assert calls == []
     assert not (folder / ".lock").exists()
 
@@ -182,6 +184,7 @@ def test_any_changed_byte_of_a_file_is_noticed(taught: Path, data: st.DataObject
     product = bank.manifest().products["bolt"]
     for file, load in (
         (product.file, lambda: bank.state(product)),
+        (product.samples, lambda: bank.samples(product)),
         (bank.manifest().backbone["file"], bank.backbone_file),
     ):
         path = taught / file
@@ -244,16 +247,22 @@ def test_a_head_of_another_shape_is_refused_by_name(folder: Path) -> None:
     "file",
     ["../loot.safetensors", "products/../../loot.safetensors", "products/../manifest.json", "ABSOLUTE", 7],
 )
-@pytest.mark.parametrize("part", ["product", "backbone"])
+@pytest.mark.parametrize("part", ["product", "samples", "backbone"])
 def test_a_manifest_cannot_point_out_of_its_bank(folder: Path, part: str, file: Any) -> None:
     manifest = Bank(folder).manifest()
-    own = manifest.products["bolt"].file if part == "product" else manifest.backbone["file"]
-    loot = Path(shutil.copy(folder / own, folder.parent / "loot.safetensors"))
+    bolt = manifest.products["bolt"]
+    own = Path({"product": bolt.file, "samples": bolt.samples}.get(part, manifest.backbone["file"]))
+    loot = Path(shutil.copy(folder / own, folder.parent / f"loot{own.suffix}"))
     target = str(loot) if file == "ABSOLUTE" else file
+    if isinstance(target, str):
+        target = target.replace(".safetensors", own.suffix)
 
     def redirect(content: dict[str, Any]) -> None:
-        entry = content["products"][0] if part == "product" else content["backbone"]
-        entry.update(file=target, sha256=sha256(loot))
+        if part == "samples":
+            content["products"][0].update(samples=target, samples_sha256=sha256(loot))
+        else:
+            entry = content["products"][0] if part == "product" else content["backbone"]
+            entry.update(file=target, sha256=sha256(loot))
 
     edit_manifest(folder, redirect)
     with pytest.raises(BankError, match=r"names files that no bank has|is damaged"):
@@ -304,6 +313,7 @@ def test_file_names_are_plain_and_short(name: str) -> None:
     assert set(stem) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
     assert 8 <= len(stem) <= 49
     assert PRODUCT_FILE.fullmatch(f"products/{stem}-r1.safetensors")
+    assert SAMPLES_FILE.fullmatch(f"products/{stem}-r1.jpg")
 
 
 # Writers that fail, wait or are dead.
@@ -328,7 +338,7 @@ def test_a_disk_that_fails_at_any_step_leaves_a_good_bank(
     learnt = Inspector.open(shutil.copytree(taught, tmp_path / "whole"))
     teach(learnt, "screw")
     product = learnt.product("screw")
-    state = learnt.bank.state(product)
+    state, samples = learnt.bank.state(product), (learnt.bank.path / product.samples).read_bytes()
     refused = []
     for step in itertools.count(1):
         folder = Path(shutil.copytree(taught, tmp_path / str(step)))
@@ -337,7 +347,7 @@ def test_a_disk_that_fails_at_any_step_leaves_a_good_bank(
         error = None
         with watched(fails) as calls:
             try:
-                bank.put(product, state, expected=None)
+                bank.put(product, state, samples=samples, expected=None)
             except BankError as caught:
                 error = caught
         inspector = Inspector.open(folder)
@@ -353,7 +363,7 @@ def test_a_disk_that_fails_at_any_step_leaves_a_good_bank(
             refused.append(complete)
         if len(calls) < step:
             break
-    assert len(refused) > 8
+    assert len(refused) > 12
     assert refused == sorted(refused)  # the new product is there once its manifest is
     assert refused[0] is False
 
@@ -379,7 +389,9 @@ def test_the_next_writer_cleans_up_behind_a_dead_one(folder: Path) -> None:
     inspector = Inspector.open(folder)
     litter = [
         "products/old-0123abcd-r0.safetensors",
+        "products/old-0123abcd-r0.jpg",
         "products/x-r9.safetensors.77.tmp",
+        "products/x-r9.jpg.77.tmp",
         "manifest.json.77.tmp",
     ]
     for name in litter:

@@ -220,7 +220,7 @@ def test_without_the_reports_packages_it_says_so(
     monkeypatch.setitem(sys.modules, "jinja2", None)
     result = run("bench", whole / "study.toml", "--data", data, "--out", tmp_path / "out")
     assert result.code == 0
-    assert "pip install continuad[report]" in result.err
+    assert 'pip install "continuad[report]"' in result.err
     assert "fine-tuning" in result.out
     assert not (tmp_path / "out" / "report.html").exists()
 

@@ -51,6 +51,8 @@ COMMANDS = (
     "analyze",
     "methods",
     "costs",
+    "export",
+    "watch",
 )
 SETTINGS = {"training": {"epochs": 2, "min_steps": 0}}
 FAST = ("--head", "adapts-s", "--set", "training.epochs=2", "--set", "training.min_steps=0")

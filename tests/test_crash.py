@@ -56,7 +56,7 @@ def test_a_writer_killed_at_any_step_leaves_all_or_nothing(taught: Path, tmp_pat
     WRITES[write](whole)
     after = contents(whole)
     assert after != before
-    found = []
+    found, orphans = [], set()
     for step in itertools.count(1):
         folder = Path(shutil.copytree(taught, tmp_path / str(step)))
 
@@ -72,6 +72,8 @@ def test_a_writer_killed_at_any_step_leaves_all_or_nothing(taught: Path, tmp_pat
         assert same(inspector.inspect(bolt), verdict)
         for name in known:
             assert inspector.inspect(photos(name, 1)[0]).product == name
+            assert len(inspector.samples(name)) == 3
+        orphans |= {Path(file).suffix for file in leftovers(folder)}
         if known == before:
             WRITES[write](inspector)
         assert contents(inspector) == after
@@ -83,6 +85,7 @@ def test_a_writer_killed_at_any_step_leaves_all_or_nothing(taught: Path, tmp_pat
             break
         assert status == -signal.SIGKILL
         found.append(known == after)
+    assert (".jpg" in orphans) == (write != "recalibrate")  # there was something to clean up
     assert found == sorted(found)
     assert set(found) == {False, True}
 

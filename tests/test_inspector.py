@@ -80,7 +80,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
         for head in ("adapts-s", "adapts-l"):
             teach(inspector, head, head=head, seed=seed)
     one, two, other = (snapshot(tmp_path / str(number)) for number in range(3))
-    files = [product.file for product in banks[0].products.values()]
+    files = [file for each in banks[0].products.values() for file in (each.file, each.samples)]
     assert [one[file] for file in files] == [two[file] for file in files]
     assert contents(banks[0]) == contents(banks[1])
     assert all(one[file] != other[file] for file in files)
@@ -204,7 +204,7 @@ def test_products_may_have_any_printable_name(folder: Path, names: tuple[str, ..
         assert again.inspect(image, product=name).product == name
         assert same(again.inspect(image), inspector.inspect(image))
     new = snapshot(folder.parent).keys() - outside
-    assert len(new) == len(names)
+    assert len(new) == 2 * len(names)
     assert all(Path(each).parent.as_posix() == f"{folder.name}/products" for each in new)
     for name in names:
         again.forget(name)

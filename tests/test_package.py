@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
+import functools
+import pickle
+import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
+from importlib import import_module
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
 import continuad
+from conftest import Run
+from continuad.errors import ContinuadError, MissingError
+from continuad.needs import NEEDS, explain_missing, needed
 
 ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+TORCH_IS_MISSING = (
+    'error: PyTorch is not installed, which this needs.\n  Run: pip install "continuad[learn]"\n'
+)
+
+
+def without_extras(code: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run code as if nothing were installed but the core."""
+    code = f"import sys\nsys.modules.update(dict.fromkeys({list(NEEDS)}))\n{code}"
+    command = [sys.executable, "-c", code, *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def distributions(requirements: Iterable[str]) -> set[str]:
+    """Their names, normalised, without versions and extras."""
+    return {re.sub(r"[-_.]+", "-", re.split(r"[<>=\[]", each)[0]).lower() for each in requirements}
+
+
+@functools.cache
+def installed() -> dict[str, set[str]]:
+    """The distributions that provide each module here."""
+    return {module: distributions(names) for module, names in packages_distributions().items()}
 
 
 def test_importing_it_loads_nothing_heavy() -> None:
@@ -30,8 +62,7 @@ def test_all_names_are_there() -> None:
 
 
 def test_version_is_that_of_the_project() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert continuad.__version__ == project["version"]
+    assert continuad.__version__ == PROJECT["version"]
 
 
 def test_nothing_of_the_machine_is_in_the_sources() -> None:
@@ -40,3 +71,105 @@ def test_nothing_of_the_machine_is_in_the_sources() -> None:
         text = path.read_text()
         assert home not in text, path
         assert "TODO" not in text, path
+
+
+# Without the extras
+
+
+def test_what_inspects_needs_no_extra() -> None:
+    ground = [f"continuad.{path.stem}" for path in (ROOT / "src/continuad").glob("[a-z]*.py")]
+    assert {"continuad.drawing", "continuad.images", "continuad.router", "continuad.verdict"} < set(ground)
+    code = "import importlib\nfor name in sys.argv[1:]: importlib.import_module(name)"
+    run = without_extras(code, *ground, "continuad.cli", "continuad.runtime", "continuad.watching")
+    assert run.returncode == 0, run.stderr
+
+
+def test_help_needs_no_extra() -> None:
+    run = without_extras("from continuad.cli import main; main()", "--help")
+    assert run.returncode == 0, run.stderr
+    assert "inspect" in run.stdout
+
+
+@pytest.mark.parametrize("words", ["learn bank x folder", "learn bank x folder --debug", "methods", "costs"])
+def test_a_command_says_that_torch_is_missing(words: str) -> None:
+    run = without_extras("from continuad.cli import main; main()", *words.split())
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.endswith(TORCH_IS_MISSING)
+    assert run.stderr.startswith("Traceback" if "--debug" in words else "error:")
+
+
+def test_a_bug_is_not_taken_for_a_missing_extra(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "continuad.detectors", None)
+    result = run("methods")
+    assert result.code == 70
+    assert "ModuleNotFoundError: import of continuad.detectors halted" in result.err
+
+
+def test_the_inspector_says_that_torch_is_missing() -> None:
+    code = """
+try:
+    from continuad import Inspector
+except ImportError as error:
+    print(type(error).__name__, error, type(error.__cause__).__name__)
+"""
+    run = without_extras(code)
+    expected = 'PyTorch is not installed, which this needs. Run: pip install "continuad[learn]"'
+    assert run.stdout.strip() == f"MissingError {expected} ModuleNotFoundError", run.stderr
+
+
+@pytest.mark.parametrize("module", NEEDS)
+def test_what_is_said_of_a_module_is_what_installs_it(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(
+        MissingError, match=r'is not installed, .* Run: pip install "continuad\[\w+\]"$'
+    ) as error:
+        needed(module)
+    if module not in installed():
+        pytest.skip(f"{module} is not installed")
+    extra = error.value.remedy.partition("[")[2].rstrip('"]')
+    assert distributions(EXTRAS[extra]) & installed()[module]
+    assert not distributions(PROJECT["dependencies"]) & installed()[module]
+
+
+def test_something_can_be_said_of_every_package_of_an_extra() -> None:
+    packages = set().union(*(distributions(each) for extra, each in EXTRAS.items() if extra != "dev"))
+    known = set().union(*(installed().get(module, set()) for module in NEEDS))
+    here = set().union(*installed().values())
+    assert (packages & here) - known <= {"continuad"}
+
+
+def test_what_no_extra_installs_is_not_explained() -> None:
+    for name in ("continuad.nothing", "torch.nothing", "numpy", None):
+        assert explain_missing(ModuleNotFoundError("No module", name=name)) is None
+    with pytest.raises(ModuleNotFoundError, match=r"torch\.nothing"):
+        needed("torch.nothing")
+    assert needed("continuad.needs") is import_module("continuad.needs")
+
+
+def test_what_is_missing_is_an_error_of_both_kinds_and_travels() -> None:
+    error = MissingError("a is not installed.", "Run: b")
+    assert isinstance(error, ContinuadError)
+    assert isinstance(error, ImportError)
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), again.remedy) == (MissingError, "a is not installed. Run: b", "Run: b")
+
+
+@pytest.mark.slow  # downloads OpenVINO
+def test_the_runtime_installs_without_torch(tmp_path: Path) -> None:
+    def run(*command: str | Path) -> str:
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    build = ("pip", "wheel", "--no-deps", "--no-build-isolation")
+    run(sys.executable, "-m", *build, "--wheel-dir", tmp_path, ROOT)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.stat().st_size < 2**20
+    run(sys.executable, "-m", "venv", tmp_path / "venv")
+    python = tmp_path / "venv/bin/python"
+    run(python, "-m", "pip", "install", "-c", ROOT / "constraints.txt", f"{wheel}[openvino]")
+    there = distributions(run(python, "-m", "pip", "list", "--format=freeze").splitlines())
+    assert "openvino" in there
+    assert not there & {"torch", "scipy", "scikit-learn", "onnx", "onnxruntime"}
+    run(python, "-c", "import continuad.runtime")
+    run(python, "-m", "continuad", "--help")

@@ -299,7 +299,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_without_jinja2_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(ContinuadError, match=r"need jinja2.*pip install continuad\[report\]"):
+    with pytest.raises(ContinuadError, match=r'jinja2 is not installed.*pip install "continuad\[report\]"'):
         written(tmp_path, results())
     assert not any(tmp_path.iterdir())
 

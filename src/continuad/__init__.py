@@ -8,23 +8,24 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 from continuad.errors import ContinuadError
+from continuad.needs import needed
 
 if TYPE_CHECKING:
     from continuad.inspector import Inspector
+    from continuad.runtime import Runtime
     from continuad.verdict import Verdict
 
 __version__ = "0.1.0.dev0"
-__all__ = ["ContinuadError", "Inspector", "Verdict", "__version__"]
+__all__ = ["ContinuadError", "Inspector", "Runtime", "Verdict", "__version__"]
 
-_LAZY = {"Inspector": "continuad.inspector", "Verdict": "continuad.verdict"}
+_LAZY = {"Inspector": "continuad.inspector", "Runtime": "continuad.runtime", "Verdict": "continuad.verdict"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch only when it is asked for."""
+    """Import what is heavy only when it is asked for."""
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    return getattr(needed(_LAZY[name]), name)

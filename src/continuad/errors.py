@@ -36,9 +36,17 @@ class BankError(ContinuadError):
     """A bank on disk is missing, damaged or cannot be written."""
 
 
+class ExportError(ContinuadError):
+    """An exported bank is missing, damaged or cannot be written."""
+
+
 class ProductError(ContinuadError):
     """A product name is unknown, taken or not usable."""
 
 
 class SettingsError(ContinuadError):
     """A setting has a value that cannot work."""
+
+
+class MissingError(ContinuadError, ImportError):
+    """A package is not installed that only an extra brings."""

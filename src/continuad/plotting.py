@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import html
-import importlib
 import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from continuad.errors import ContinuadError
+from continuad.needs import needed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,21 +60,6 @@ class Drawing:
     caption: str
     svg: str
     is_wide: bool
-
-
-def needed(module: str) -> Any:
-    """Import a module that only reports need.
-
-    Raises:
-        ContinuadError: it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ContinuadError(
-            f"Reports need {module.partition('.')[0]}, which is not installed.",
-            "Run 'pip install continuad[report]'.",
-        ) from error
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:

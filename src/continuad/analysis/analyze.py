@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from continuad import plotting
 from continuad.analysis import charts, kept, maps
 from continuad.analysis.areas import mean_anomaly_areas
 from continuad.analysis.report import Figures, Section, write_page
@@ -26,6 +25,7 @@ from continuad.backbones import Backbone, fingerprint
 from continuad.datasets.task import Task
 from continuad.durable import write_whole
 from continuad.images import load_stack
+from continuad.needs import needed
 from continuad.progress import Progress, silent
 
 
@@ -60,7 +60,7 @@ def analyze(
         ContinuadError: matplotlib or jinja2 is not installed, or the folder cannot be written or is in use.
     """
     for module in ("matplotlib", "jinja2"):
-        plotting.needed(module)
+        needed(module)
     study = Study(backbone, tasks, settings, folder / "importance")
     with kept.held(folder):
         study.find(progress=progress, found=found)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from continuad.analysis.selected import LayerUse
 from continuad.detectors.importance import LayerImportance
-from continuad.plotting import MUTED, WIDE, needed, new_figure, styled
+from continuad.needs import needed
+from continuad.plotting import MUTED, WIDE, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

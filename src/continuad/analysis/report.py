@@ -12,6 +12,7 @@ from continuad import __version__, plotting
 from continuad.analysis.selected import Uses
 from continuad.detectors.importance import ImportanceSettings
 from continuad.durable import write_whole
+from continuad.needs import needed
 from continuad.plotting import Drawing
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def write_page(
     Raises:
         ContinuadError: jinja2 is not installed.
     """
-    jinja2 = plotting.needed("jinja2")
+    jinja2 = needed("jinja2")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 from collections import deque
@@ -21,6 +20,7 @@ from continuad.bench.execute import (
     execute,
 )
 from continuad.errors import ContinuadError
+from continuad.needs import needed
 
 
 def run_on_ray(work: Work, jobs: Sequence[Job], workers: int, threads: int) -> Events:
@@ -33,7 +33,7 @@ def run_on_ray(work: Work, jobs: Sequence[Job], workers: int, threads: int) -> E
     Raises:
         ContinuadError: Ray is not installed, the cluster cannot be reached, or no machine has the cores.
     """
-    ray = _import_ray()
+    ray = needed("ray")
     is_ours = not ray.is_initialized()
     if is_ours:
         _connect(ray)
@@ -82,13 +82,6 @@ def _execute_on_ray(work: Work, job: Job, threads: int, mailbox: Any) -> Finishe
 
     torch.set_num_threads(threads)  # a cluster may have set OMP_NUM_THREADS otherwise
     return execute(work, job, threads, lambda fraction: mailbox.put.remote(job.key, fraction))
-
-
-def _import_ray() -> Any:
-    try:
-        return importlib.import_module("ray")
-    except ImportError as error:
-        raise ContinuadError("Ray is not installed.", "Run 'pip install continuad[scale]'.") from error
 
 
 def _connect(ray: Any) -> None:

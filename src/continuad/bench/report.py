@@ -23,6 +23,7 @@ from continuad.bench.runner import FinishedRun, Results
 from continuad.bench.summary import METRICS, Group, groups, labels
 from continuad.durable import write_whole
 from continuad.errors import ContinuadError
+from continuad.needs import needed
 from continuad.plotting import Drawing
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def write_report(
         ContinuadError: matplotlib or jinja2 is not installed, a picture is damaged, or the file cannot be
             written.
     """
-    jinja2 = plotting.needed("jinja2")
+    jinja2 = needed("jinja2")
     together = groups(results.finished)
     names = labels(together)
     drawings = _drawings(together, names)

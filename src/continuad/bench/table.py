@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import io
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -11,7 +10,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from continuad.durable import write_whole
-from continuad.errors import ContinuadError
+from continuad.errors import ContinuadError, MissingError
+from continuad.needs import install, needed
 
 Value: TypeAlias = str | int | float | None
 Row: TypeAlias = dict[str, Value]
@@ -72,13 +72,10 @@ def _csv(rows: Sequence[Row]) -> bytes:
 
 def _parquet(rows: Sequence[Row]) -> bytes:
     try:
-        pyarrow: Any = importlib.import_module("pyarrow")
-        parquet: Any = importlib.import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise ContinuadError(
-            "Parquet files need pyarrow, which is not installed.",
-            "Run 'pip install pyarrow', or give a file that ends in .csv.",
-        ) from error
+        pyarrow, parquet = needed("pyarrow"), needed("pyarrow.parquet")
+    except MissingError as error:
+        remedy = f"Give a file that ends in .csv, or run: {install('scale')}"
+        raise MissingError(error.problem, remedy) from error
     arrays = {}
     for name, values in columns(rows).items():
         try:

@@ -10,12 +10,13 @@ from typing import NoReturn
 
 # each command registers itself in `app` when its module is imported; --help lists them in this order
 # isort: off
-from continuad.cli import demo, learn, inspect, bank, evaluate, bench, analyze, methods, costs  # noqa: F401
+from continuad.cli import demo, learn, inspect, watch, bank, export, evaluate, bench, analyze, methods, costs  # noqa: F401
 
 # isort: on
 from continuad.cli.app import CRASHED, INTERRUPTED, REFUSED, UserInterruptError, app
 from continuad.cli.output import complain, say, stderr
 from continuad.errors import ContinuadError
+from continuad.needs import explain_missing
 
 __all__ = ["app", "main"]
 
@@ -46,6 +47,8 @@ def _without_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
 
 def _explain(error: Exception) -> int:
     """Say on stderr what happened and what to do about it, and return the exit status."""
+    if isinstance(error, ModuleNotFoundError):
+        error = explain_missing(error) or error
     match error:
         case ContinuadError():
             complain(error.problem, error.remedy)

@@ -19,6 +19,7 @@ from continuad.cli.output import number, print_table, right, say, stderr
 from continuad.cli.progress import ProgressBar, StandingBar
 from continuad.cli.settings import nested
 from continuad.errors import ContinuadError, SettingsError
+from continuad.needs import install
 
 if TYPE_CHECKING:
     from continuad.bench.comparison import Comparison
@@ -169,7 +170,7 @@ def bench(
     folder = out or Path("bench") / study.name
     has_report = all(find_spec(name) for name in ("jinja2", "matplotlib"))
     if not has_report:
-        say("There will be no report.html: it needs 'pip install continuad[report]'.", console=stderr)
+        say(f"There will be no report.html. For one, run: {install('report')}", console=stderr)
     try:
         with ProgressBar() as reading:
             known = Fingerprints(progress=reading, settings=full_settings)

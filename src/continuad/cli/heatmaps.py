@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from continuad.errors import ContinuadError
 
 if TYPE_CHECKING:
+    from continuad.drawing import Pixels
     from continuad.verdict import Verdict
 
 LONGEST_NAME = 60  # characters; file systems allow 255 bytes
@@ -27,7 +27,7 @@ class HeatmapFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._taken: Counter[str] = Counter()
+        self._taken: dict[str, int] = {}
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -43,31 +43,49 @@ class HeatmapFolder:
             ImageError: the image cannot be read any more.
             ContinuadError: the folder cannot be written.
         """
-        from PIL import Image
-
-        from continuad.drawing import annotated
         from continuad.images import load_image
 
-        picture = io.BytesIO()
-        Image.fromarray(annotated(load_image(image), verdict, caption=str(image))).save(picture, "PNG")
         folders = [part for part in image.parent.parts if part not in (image.anchor, "..")]
+        pixels = load_image(image)
         try:
-            return self._create("-".join([*folders[-3:], image.stem])[-LONGEST_NAME:], picture.getvalue())
+            return self.draw(pixels, verdict, stem="-".join([*folders[-3:], image.stem]), caption=str(image))
         except OSError as error:
             raise self._refusal(error) from error
 
+    def draw(self, pixels: Pixels, verdict: Verdict, *, stem: str, caption: str) -> Path:
+        """Draw the verdict over pixels and return the new file, named `stem`, or `stem-2` and so on.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        from PIL import Image
+
+        from continuad.drawing import annotated
+
+        picture = io.BytesIO()
+        Image.fromarray(annotated(pixels, verdict, caption=caption)).save(picture, "PNG")
+        return self._create(stem[-LONGEST_NAME:], picture.getvalue())
+
     def _create(self, stem: str, data: bytes) -> Path:
         """Write a file that does not exist yet, not even as a link or for another process."""
+        count = self._taken.get(stem, 0)
         while True:
-            self._taken[stem] += 1
-            count = self._taken[stem]
+            count += 1
             file = self.path / f"{stem}{f'-{count}' if count > 1 else ''}.png"
             try:
-                with file.open("xb") as stream:
-                    stream.write(data)
+                stream = file.open("xb")
             except FileExistsError:
                 continue
-            return file
+            break
+        try:
+            with stream:
+                stream.write(data)
+        except BaseException:  # a full disk
+            file.unlink(missing_ok=True)
+            raise
+        if count > 1:  # most names are met once, and there may be millions
+            self._taken[stem] = count
+        return file
 
     def _refusal(self, error: OSError) -> ContinuadError:
         return ContinuadError(

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from continuad.cli.app import ANOMALOUS, REFUSED, app, example
 from continuad.cli.heatmaps import HeatmapFolder
-from continuad.cli.opening import check_device
+from continuad.cli.opening import open_to_inspect
 from continuad.cli.options import BankArgument, DeviceOption, JsonOption
 from continuad.cli.output import complain, print_json, say, stderr
 from continuad.cli.places import STDIN, each_image
@@ -76,10 +76,7 @@ def inspect(
     Each verdict is printed as soon as it is there; a score of 1.8x is 1.8 times the threshold. Exit status: 0
     if all images were inspected, 2 if one could not be; with --exit-code, 1 if one is anomalous or unknown.
     """
-    from continuad.inspector import Inspector
-
-    check_device(device)
-    inspector = Inspector.open(bank, device=device)
+    inspector = open_to_inspect(bank, device=device)
     folder = HeatmapFolder(heatmaps) if heatmaps else None
     printer = _Objects() if json else _Lines(max(map(len, inspector.products), default=0))
     counts: Counter[str] = Counter()

@@ -14,6 +14,7 @@ from continuad.progress import Progress
 
 if TYPE_CHECKING:
     from continuad.inspector import Inspector
+    from continuad.runtime import Runtime
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,25 @@ def open_or_create(
     finally:
         with suppress(BankError):  # an empty bank that stays does no harm
             inspector.bank.discard_if_empty()
+
+
+def open_to_inspect(path: Path, *, device: str) -> Inspector | Runtime:
+    """Open what can inspect: a bank, or an exported one.
+
+    Raises:
+        BankError: there is none, or it is damaged.
+        ExportError: it was exported, and is damaged.
+    """
+    from continuad.runtime import Runtime, is_exported
+
+    if is_exported(path):
+        if device != "cpu":
+            raise SettingsError("An exported bank inspects on the CPU.", "Leave out --device.")
+        return Runtime.open(path)
+    from continuad.inspector import Inspector
+
+    check_device(device)
+    return Inspector.open(path, device=device)
 
 
 def is_free(path: Path) -> bool:

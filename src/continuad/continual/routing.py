@@ -31,12 +31,17 @@ class RoutingSettings:
             raise SettingsError(f"The statistic is {self.statistic!r}.", "Use 'mean' or 'mean_std'.")
 
 
-def embed(features: Tensor, statistic: str) -> Vectors:
-    """Pool a feature map (B, C, H, W) over positions to vectors (B, C), or (B, 2 C) for "mean_std"."""
+def pool(features: Tensor, statistic: str) -> Tensor:
+    """Pool a feature map (B, C, H, W) over positions to (B, C) float32, or (B, 2 C) for "mean_std"."""
     mean = features.mean((2, 3))
     if statistic == "mean_std":
         mean = torch.cat([mean, features.std((2, 3), correction=0)], 1)
-    vectors: Vectors = mean.float().cpu().numpy()
+    return mean.float()
+
+
+def embed(features: Tensor, statistic: str) -> Vectors:
+    """What the router compares: the pooled features as an array."""
+    vectors: Vectors = pool(features, statistic).cpu().numpy()
     return vectors
 
 

@@ -68,8 +68,13 @@ class Detector(nn.Module, ABC):
         """
 
     def image_scores(self, maps: Tensor) -> Tensor:
-        """Reduce maps (B, S, S) to one score per image (B,): the maximum."""
-        return maps.amax((1, 2))
+        """Reduce maps (B, S, S) to one score per image (B,): the mean of the highest pixels."""
+        values = maps.flatten(1)
+        return values.topk(self.scored_pixels(values.shape[1]), dim=1, sorted=False).values.mean(1)
+
+    def scored_pixels(self, pixels: int) -> int:  # noqa: ARG002 - the maximum is one of any number
+        """How many of a map's pixels, the highest, the image score is the mean of."""
+        return 1
 
     def teacher_features(self, images: Tensor, features: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
         """Return `features`, or compute the backbone's outputs at `taps`."""

@@ -1,4 +1,7 @@
-"""Vectors as int8 codes, and exact search among codes by integer arithmetic."""
+"""Vectors as int8 codes, and exact search among codes by integer arithmetic.
+
+Both are operators of their own to PyTorch, so that an export may express them as the target does best.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ HAS_INT8_PRODUCTS: bool = getattr(torch.cpu, "_is_vnni_supported", lambda: False
 floats, and saturates in some releases (pytorch issue 136746)."""
 
 
+@torch.library.custom_op("continuad::encode", mutates_args=())
 def encode(vectors: Tensor, step: Tensor) -> Tensor:
     """Round vectors (N, D) to multiples of `step`, at most 127 of them: (N, D) int8."""
     return (vectors / step).round().clamp(-127, 127).to(torch.int8)
@@ -25,6 +29,7 @@ def decode(codes: Tensor, step: Tensor) -> Tensor:
     return codes.float() * step
 
 
+@torch.library.custom_op("continuad::nearest_codes", mutates_args=())
 def nearest_codes(queries: Tensor, bank: Tensor, *, count: int) -> Tensor:
     """Find the nearest codes by Euclidean distance, exactly: every number is an integer.
 
@@ -45,6 +50,16 @@ def nearest_codes(queries: Tensor, bank: Tensor, *, count: int) -> Tensor:
         # of |q - b|^2 = |q|^2 + |b|^2 - 2 q.b the first term is the same for all of the bank
         found.append(_smallest(torch.sub(norms, products, alpha=2, out=products), count))
     return torch.cat(found)
+
+
+@encode.register_fake
+def _(vectors: Tensor, step: Tensor) -> Tensor:  # noqa: ARG001
+    return torch.empty_like(vectors, dtype=torch.int8)
+
+
+@nearest_codes.register_fake
+def _(queries: Tensor, bank: Tensor, *, count: int) -> Tensor:  # noqa: ARG001
+    return queries.new_empty((len(queries), count), dtype=torch.int64)
 
 
 def _products(codes: Tensor, columns: Tensor, *, out: Tensor) -> Tensor:

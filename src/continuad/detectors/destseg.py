@@ -90,6 +90,8 @@ class DeSTSeg(TrainedDetector):
         segmentation: the segmentation network.
     """
 
+    settings: DeSTSegSettings
+
     def __init__(self, backbone: Backbone, settings: DeSTSegSettings) -> None:
         super().__init__(backbone)
         self.settings = settings
@@ -114,10 +116,9 @@ class DeSTSeg(TrainedDetector):
         )
         return maps.squeeze(1)
 
-    def image_scores(self, maps: Tensor) -> Tensor:
-        """Reduce maps (B, S, S) to one score per image (B,): the mean of the `top` highest pixels."""
-        pixels = maps.flatten(1)
-        return pixels.topk(min(self.settings.top, pixels.shape[1])).values.mean(1)
+    def scored_pixels(self, pixels: int) -> int:
+        """The `top` ones."""
+        return min(self.settings.top, pixels)
 
     def phases(self, samples: Samples, *, seed: int, warm: bool = False) -> Iterator[Phase]:
         """Train a student, then a segmentation network."""

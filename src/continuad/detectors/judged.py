@@ -126,8 +126,6 @@ class JudgedPatches(FittedDetector):
             usual = F.interpolate(usual[None], list(size), mode="bilinear", align_corners=False)[0]
         return usual[0], usual[1]
 
-    def image_scores(self, maps: Tensor) -> Tensor:
-        """Reduce maps (B, S, S) to one score per image (B,): the mean of the `worst` share of its pixels."""
-        values = maps.flatten(1)
-        count = max(1, round(self.settings.worst * values.shape[1]))
-        return values.topk(count, dim=1, sorted=False).values.mean(1)
+    def scored_pixels(self, pixels: int) -> int:
+        """The `worst` share of them."""
+        return max(1, round(self.settings.worst * pixels))

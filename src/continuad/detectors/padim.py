@@ -58,12 +58,12 @@ class PaDiM(FittedDetector):
     Attributes:
         chosen: numbers of the channels that are used, (D,) int64.
         means: (P, D) float32.
-        factors: lower Cholesky factors of the covariances, (P, D, D) float32.
+        whiteners: inverses of the covariances' lower Cholesky factors, (P, D, D) float32.
     """
 
     chosen: Tensor
     means: Tensor
-    factors: Tensor
+    whiteners: Tensor
 
     def __init__(self, backbone: Backbone, settings: PaDiMSettings) -> None:
         super().__init__(backbone)
@@ -73,7 +73,7 @@ class PaDiM(FittedDetector):
         count = min(settings.channels, channels)
         self.register_buffer("chosen", torch.arange(count))
         self.register_buffer("means", torch.zeros(1, count))
-        self.register_buffer("factors", torch.eye(count)[None])
+        self.register_buffer("whiteners", torch.eye(count)[None])
         self._channels = channels
 
     def fit(
@@ -107,23 +107,25 @@ class PaDiM(FittedDetector):
             count = total
         covariance = scatter / max(count - 1, 1)
         covariance.diagonal(dim1=1, dim2=2).add_(self.settings.regularisation)
-        factors = torch.linalg.cholesky(covariance).contiguous()  # as it will be loaded
+        identity = torch.eye(covariance.shape[1], device=images.device)
+        factors = torch.linalg.cholesky(covariance)
+        whiteners = torch.linalg.solve_triangular(factors, identity, upper=False)
         progress(len(images), len(images), "estimated")
-        self.chosen, self.means, self.factors = chosen, mean, factors
+        self.chosen, self.means = chosen, mean
+        self.whiteners = whiteners.contiguous()  # as it will be loaded
 
     def reserve(self, images: int, image_size: int) -> None:  # noqa: ARG002 - their number does not matter
         """Hold a Gaussian at each position."""
         positions, count = self.grid(image_size), len(self.chosen)
         self.means = self.means.new_zeros(positions, count)
-        self.factors = self.factors[:1].repeat(positions, 1, 1)
+        self.whiteners = self.whiteners[:1].repeat(positions, 1, 1)
 
     @torch.no_grad()
     def anomaly_maps(self, images: Tensor, features: Mapping[str, Tensor] | None = None) -> Tensor:
         """Mahalanobis distances as maps (B, S, S)."""
         embedding = patch_features(self.teacher_features(images, features), self.taps, pool=1)
         centred = embedding[:, self.chosen].flatten(2).permute(2, 1, 0) - self.means[:, :, None]  # (P, D, B)
-        whitened = torch.linalg.solve_triangular(self.factors, centred, upper=False)
-        distances = torch.linalg.vector_norm(whitened, dim=1).T  # (B, P)
+        distances = torch.linalg.vector_norm(self.whiteners @ centred, dim=1).T  # (B, P)
         maps = as_maps(distances.flatten(), embedding, images.shape[-2:])
         return smooth(maps, self.settings.smoothing)
 

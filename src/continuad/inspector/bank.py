@@ -4,6 +4,7 @@
       manifest.json             what there is, with a checksum over itself; replaced atomically
       backbone-<hash>.safetensors
       products/<name>-r<revision>.safetensors
+      products/<name>-r<revision>.jpg   a few normal photos of it, which inspection does not need
       unfinished/<name>-<key>/  checkpoints of a training that was interrupted, until its product is learnt
       .lock                     held for the moment of a write
 
@@ -34,9 +35,10 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from continuad.durable import sync_folder, write_whole
-from continuad.errors import BankError
+from continuad.errors import BankError, ImageError
 from continuad.inspector.manifest import Manifest
 from continuad.inspector.product import Product, file_stem
+from continuad.inspector.samples import Photos, decode
 
 LOCK_SECONDS = 60
 SETTLED_SECONDS = 2
@@ -160,6 +162,21 @@ class Bank:
         except ValueError as error:
             raise BankError(f"The prototype of {product.name!r} is damaged.", RESTORE) from error
 
+    def samples(self, product: Product) -> Photos:
+        """Return the photos (N, S, S, 3) that are kept of a product, checked against their checksum."""
+        if not product.samples:
+            raise BankError(
+                f"The bank keeps no photos of {product.name!r}: it was learnt by an older continuad.",
+                "Learn it again.",
+            )
+        data = self._read(product.samples, product.samples_sha256)
+        try:
+            return decode(data, self._known.manifest.image_size)
+        except ImageError as error:
+            raise BankError(
+                f"{self.path / product.samples} holds no photos of this bank.", RESTORE
+            ) from error
+
     def _read(self, file: str, sha256: str) -> bytes:
         path = self.path / file
         try:
@@ -187,12 +204,20 @@ class Bank:
                 "Wait until it is done, or end that process.",
             ) from error
 
-    def put(self, product: Product, state: Mapping[str, Tensor], *, expected: Product | None) -> Product:
-        """Add or replace a product; returns it with file, bytes, checksum and prototype filled in.
+    def put(
+        self,
+        product: Product,
+        state: Mapping[str, Tensor],
+        *,
+        samples: bytes = b"",
+        expected: Product | None,
+    ) -> Product:
+        """Add or replace a product; returns it with files, bytes, checksums and prototype filled in.
 
         Args:
-            product: its entry; `file`, `bytes`, `sha256` and `prototype` are ignored.
+            product: its entry; what the bank fills in is ignored.
             state: its tensors, "prototype" (D,) float32 among them.
+            samples: a few normal photos of it, as `samples.encode` gives them; none if empty.
             expected: the entry that it replaces, None for a new product.
 
         Raises:
@@ -201,11 +226,21 @@ class Bank:
         data = safetensors.torch.save({name: tensor.contiguous().cpu() for name, tensor in state.items()})
         with self._locked() as manifest:
             _check_unchanged(manifest, product.name, expected)
-            file = f"products/{file_stem(product.name)}-r{manifest.revision + 1}.safetensors"
+            stem = f"products/{file_stem(product.name)}-r{manifest.revision + 1}"
+            file, jpeg = f"{stem}.safetensors", f"{stem}.jpg" if samples else ""
             write_whole(self.path / file, data)
-            digest = hashlib.sha256(data).hexdigest()
+            if samples:
+                write_whole(self.path / jpeg, samples)
             prototype = base64.b64encode(state["prototype"].cpu().numpy().astype("<f4").tobytes()).decode()
-            product = replace(product, file=file, bytes=len(data), sha256=digest, prototype=prototype)
+            product = replace(
+                product,
+                file=file,
+                bytes=len(data),
+                sha256=hashlib.sha256(data).hexdigest(),
+                prototype=prototype,
+                samples=jpeg,
+                samples_sha256=hashlib.sha256(samples).hexdigest() if samples else "",
+            )
             others = _without(manifest, product.name)
             self._commit(manifest, {**others, product.name: product})
             self._drop_unfinished(product.name)
@@ -221,13 +256,13 @@ class Bank:
         return self._unfinished / f"{file_stem(name)}-{key}"
 
     def update(self, product: Product, *, expected: Product) -> None:
-        """Change a product's entry without touching its file."""
+        """Change a product's entry without touching its files."""
         with self._locked() as manifest:
             _check_unchanged(manifest, product.name, expected)
             self._commit(manifest, {**manifest.products, product.name: product})
 
     def remove(self, product: Product) -> None:
-        """Remove a product and its file."""
+        """Remove a product and its files."""
         with self._locked() as manifest:
             _check_unchanged(manifest, product.name, product)
             self._commit(manifest, _without(manifest, product.name))
@@ -260,7 +295,7 @@ class Bank:
 
         What cannot be removed stays for the next writer: what was committed is committed.
         """
-        named = {product.file for product in self.manifest().products.values()}
+        named = {file for each in self.manifest().products.values() for file in (each.file, each.samples)}
         with contextlib.suppress(OSError):
             for file in (self.path / "products").iterdir():
                 if f"products/{file.name}" not in named:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,23 +18,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from continuad import __version__
 from continuad.backbones import checkpoint, create_backbone
 from continuad.continual import HEAD_MEMORY, Inspection, RoutedHeads, RoutingSettings
-from continuad.continual.routing import embed
 from continuad.datasets import hold_out
 from continuad.detectors import METHODS, Detector
 from continuad.detectors.base import settings_as_dict
-from continuad.detectors.fitted import FittedDetector
 from continuad.errors import BankError, ImageError, ProductError, SettingsError
 from continuad.files import find_images
 from continuad.images import ImageSource, load_image, load_stack, resize
 from continuad.inspector.bank import Bank
 from continuad.inspector.calibration import check_false_alarm_rate, threshold
 from continuad.inspector.choice import AUTO, choose, method_of
+from continuad.inspector.learning import BATCH, chosen_head, embed_learnt, examine, training_key
 from continuad.inspector.product import Calibration, Product, check_name
+from continuad.inspector.samples import Photos, encode
 from continuad.progress import Progress, silent
-from continuad.router import Vectors, distance_limit
+from continuad.router import distance_limit
 from continuad.stopwatch import Stopwatch
 from continuad.verdict import Verdict
 
@@ -47,7 +44,6 @@ DEFAULT_FALSE_ALARM_RATE = 0.01
 HELD_OUT = 0.2
 MIN_HELD_OUT = 3
 MIN_IMAGES = 6
-BATCH = 8
 UNKNOWN_MARGIN = 1.5
 
 
@@ -139,6 +135,32 @@ class Inspector:
             raise ProductError(f"The bank has no product called {name!r}.", f"Its products: {known}.")
         return products[name]
 
+    def head(self, name: str) -> Detector:
+        """Return what a product has learnt, loaded anew.
+
+        Raises:
+            ProductError: there is no product called `name`.
+        """
+        return self._load_head(self.product(name))
+
+    def samples(self, name: str) -> Photos:
+        """Return a few normal photos of a product, 8 at most: uint8 (N, S, S, 3) of the bank's image size.
+
+        They are some of those that were held out when it was learnt, through JPEG. Inspection does not need
+        them.
+
+        Raises:
+            ProductError: there is no such product.
+            BankError: it was learnt before banks kept photos, or their file is damaged.
+        """
+        while True:
+            product = self.product(name)
+            try:
+                return self.bank.samples(product)
+            except BankError:
+                if self.product(name) == product:  # another process may have replaced it meanwhile
+                    raise
+
     def learn(
         self,
         name: str,
@@ -187,7 +209,8 @@ class Inspector:
         started = time.perf_counter()
         stack = self._tensor(load_stack(sources, self.image_size, progress=progress))
         kept, held = hold_out(range(len(stack)), max(HELD_OUT, MIN_HELD_OUT / len(stack)), seed=seed)
-        key = self._training_key(method, detector, stack, seed)
+        weights = self.bank.manifest().backbone["sha256"]
+        key = training_key(method, detector, stack, seed=seed, backbone=weights)
         checkpoints = self.bank.unfinished(name, key)
         learnt, held_out = stack[kept], stack[held]
         del stack  # hundreds of images take their place
@@ -195,15 +218,10 @@ class Inspector:
         reason = ""
         if head == AUTO:
             choice = choose(detector, learnt, held_out, fixed=settings or (), seed=seed, progress=progress)
-            reason = choice.reason
-            if choice.method == method:
-                detector.settings = replace(detector.settings, **choice.changes)
-            else:
-                method = choice.method
-                detector = METHODS[method].build(self.backbone, choice.changes).to(self.device)
-                detector.fit(learnt, seed=seed, progress=progress)
-        prototype = self._embed_learnt(detector, learnt).mean(0)
-        scores, embeddings = self._examine(detector, held_out)
+            method, reason = choice.method, choice.reason
+            detector = chosen_head(choice, detector, learnt, seed=seed, progress=progress)
+        prototype = embed_learnt(detector, learnt, self._heads).mean(0)
+        scores, embeddings = examine(detector, held_out, self._heads)
         product = Product(
             name=name,
             method=method,
@@ -221,14 +239,8 @@ class Inspector:
             reason=reason,
         )
         state = {**detector.state_dict(), "prototype": torch.from_numpy(prototype)}
-        return self.bank.put(product, state, expected=existing)
-
-    def _training_key(self, head: str, detector: Detector, stack: Tensor, seed: int) -> str:
-        """Twelve hex digits that stand for all that a training's result depends on."""
-        facts = [__version__, head, settings_as_dict(detector), seed, self.bank.manifest().backbone["sha256"]]
-        digest = hashlib.sha256(json.dumps([*facts, list(stack.shape)]).encode())
-        digest.update(stack.cpu().numpy().data)
-        return digest.hexdigest()[:12]
+        samples = encode(held_out.permute(0, 2, 3, 1).cpu().numpy())
+        return self.bank.put(product, state, samples=samples, expected=existing)
 
     def forget(self, name: str) -> None:
         """Remove a product and its files; the others are not touched."""
@@ -258,7 +270,7 @@ class Inspector:
         if images is not None:
             sources = find_images(images) if isinstance(images, str | os.PathLike) else images
             stack = self._tensor(load_stack(sources, self.image_size, progress=progress))
-            scores, _ = self._examine(self._load_head(product), stack)
+            scores, _ = examine(self._load_head(product), stack, self._heads)
         changed = replace(product, calibration=Calibration(scores, rate, threshold(scores, rate)))
         self.bank.update(changed, expected=product)
         return changed
@@ -391,26 +403,3 @@ class Inspector:
 
     def _tensor(self, images: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
         return torch.from_numpy(images).to(self.device)
-
-    def _embed_learnt(self, detector: Detector, images: Tensor) -> Vectors:
-        """Embeddings (N, D) of the images that a detector was just fitted to."""
-        routing = self._heads.routing
-        if (
-            isinstance(detector, FittedDetector)
-            and routing.statistic == "mean"
-            and routing.tap in detector.taps
-        ):
-            return detector.tap_means[routing.tap].cpu().numpy()
-        return np.concatenate([self._heads.embed(batch) for batch in torch.split(images, BATCH)])
-
-    @torch.no_grad()
-    def _examine(self, detector: Detector, images: Tensor) -> tuple[tuple[float, ...], Vectors]:
-        """Scores by a detector, and embeddings (N, D), of images (N, 3, S, S)."""
-        routing = self._heads.routing
-        scores: list[float] = []
-        embeddings = []
-        for batch in torch.split(images, BATCH):
-            features = self.backbone.features(batch, {routing.tap, *detector.taps})
-            scores += detector.image_scores(detector.anomaly_maps(batch, features)).tolist()
-            embeddings.append(embed(features[routing.tap], routing.statistic))
-        return tuple(scores), np.concatenate(embeddings)

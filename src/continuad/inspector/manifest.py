@@ -18,6 +18,7 @@ VERSION = 1
 
 BACKBONE_FILE = re.compile(r"backbone-[0-9a-f]{12}\.safetensors")
 PRODUCT_FILE = re.compile(r"products/[a-z0-9-]+-r[0-9]+\.safetensors")
+SAMPLES_FILE = re.compile(r"(products/[a-z0-9-]+-r[0-9]+\.jpg)?")
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Manifest:
             inside = [
                 BACKBONE_FILE.fullmatch(manifest.backbone["file"]),
                 *(PRODUCT_FILE.fullmatch(product.file) for product in products),
+                *(SAMPLES_FILE.fullmatch(product.samples) for product in products),
             ]
         except (KeyError, TypeError) as error:
             raise damaged from error

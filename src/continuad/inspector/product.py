@@ -49,6 +49,9 @@ class Product:
         prototype: the mean embedding of its images, float32 in little endian, in base64; empty in an entry
             that was written before entries had one.
         reason: why its head scores as it does, where that was chosen automatically.
+        samples: the file of a few of its normal photos, relative to the bank; empty in an entry that was
+            written before banks kept any.
+        samples_sha256: of that file.
     """
 
     name: str
@@ -66,6 +69,8 @@ class Product:
     sha256: str
     prototype: str = field(default="", repr=False)
     reason: str = ""
+    samples: str = ""
+    samples_sha256: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for the manifest."""
@@ -77,7 +82,7 @@ class Product:
         try:
             calibration = dict(values["calibration"])
             calibration["scores"] = tuple(calibration["scores"])
-            values = {"prototype": "", "reason": "", **values}
+            values = {"prototype": "", "reason": "", "samples": "", "samples_sha256": "", **values}
             plain = {field.name: values[field.name] for field in fields(cls)}
             plain |= {"taps": tuple(values["taps"]), "calibration": Calibration(**calibration)}
         except (KeyError, TypeError) as error:
