@@ -366,3 +366,23 @@ def test_errors_have_a_remedy(bank: Path, tmp_path: Path, run: Run) -> None:
     assert "There is no bank" in done.err
     with pytest.raises(ContinuadError):
         Runtime.open(bank)
+
+
+def test_an_export_is_evaluated_as_its_bank_is(tmp_path: Path, run: Run) -> None:
+    from continuad.datasets.demo import demo_task, write_mvtec
+
+    write_mvtec(demo_task("flange", size=64, train=8, good=3, defective=3), tmp_path / "data" / "flange")
+    bare = ("--backbone", "tiny", "--weights", "random", "--image-size", "64", "--head", "compact")
+    data, bank, folder = tmp_path / "data", tmp_path / "bank", tmp_path / "edge"
+    results = [tmp_path / "bank.json", tmp_path / "edge.json"]
+    assert run("evaluate", data, "--bank", bank, *bare, "--out", results[0]).code == 0
+    assert run("export", bank, folder).code == 0
+    assert run("evaluate", data, "--exported", folder, "--out", results[1]).code == 0
+    (ours,), (theirs,) = (json.loads(result.read_text())["products"] for result in results)
+    for name in ("i_auroc", "p_auroc", "aupro", "recall", "false_alarm_rate", "routing_accuracy"):
+        assert theirs[name] == pytest.approx(ours[name], abs=1e-4), name
+    assert theirs["kib"] > ours["kib"]
+    done = run("evaluate", data, "--exported", folder, "--bank", bank)
+    assert done.code == 2
+    assert "as it is" in done.err
+    assert run("evaluate", data, "--exported", tmp_path / "none").code == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import pickle
 import re
 import subprocess
@@ -14,10 +15,12 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import continuad
-from conftest import Run
+from conftest import Run, new_bank, photos, teach
 from continuad.errors import ContinuadError, MissingError
+from continuad.export import export
 from continuad.needs import NEEDS, explain_missing, needed
 
 ROOT = Path(__file__).parent.parent
@@ -171,5 +174,10 @@ def test_the_runtime_installs_without_torch(tmp_path: Path) -> None:
     there = distributions(run(python, "-m", "pip", "list", "--format=freeze").splitlines())
     assert "openvino" in there
     assert not there & {"torch", "scipy", "scikit-learn", "onnx", "onnxruntime"}
-    run(python, "-c", "import continuad.runtime")
-    run(python, "-m", "continuad", "--help")
+    inspector = new_bank(tmp_path / "bank")
+    teach(inspector, "bolt")
+    export(tmp_path / "bank", tmp_path / "edge")
+    Image.fromarray(photos("bolt", 1, seed=3)[0]).save(tmp_path / "photo.png")
+    verdict = json.loads(run(python, "-m", "continuad", "inspect", "edge", "photo.png", "--json"))
+    assert verdict["product"] == "bolt"
+    assert verdict["score"] == pytest.approx(inspector.inspect(tmp_path / "photo.png").score, rel=2e-2)

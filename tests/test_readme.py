@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -65,11 +66,18 @@ def test_commands_and_code_run_in_order(factory: Path) -> None:
     assert run.stdout.startswith("bottle ")
     assert "(64, 64)" in run.stdout
 
+    export, inspect, watch = run_all(blocks("sh")[2], factory)
+    assert "2 products" in export
+    assert "bottle" in inspect
+    assert [json.loads(line)["product"] for line in watch.splitlines()] == ["bottle", "bottle"]
+    assert (factory / "verdicts.jsonl").read_text() == watch
+    assert len(list((factory / "overlays").iterdir())) == 2
+
 
 def test_the_commands_about_methods_run(tmp_path: Path) -> None:
     task = demo_task("flange", size=64, train=10, good=1, defective=1)
     write_mvtec(task, tmp_path / "datasets" / "mvtec_ad" / "flange")
-    evaluation, costs = run_all(blocks("sh")[2], tmp_path)
+    evaluation, costs = run_all(blocks("sh")[3], tmp_path)
     assert "flange" in evaluation
     assert all(method in costs for method in ("stfpm", "paste", "rd4ad", "destseg"))
 
@@ -79,12 +87,12 @@ def test_the_bench_and_the_analysis_run(tmp_path: Path) -> None:
         task = demo_task(product, size=64, train=8, good=2, defective=2)
         write_mvtec(task, tmp_path / "datasets" / "mvtec_ad" / name)
     (tmp_path / "study.toml").write_text(blocks("toml")[0])
-    grid, table = run_all(blocks("sh")[3], tmp_path)
+    grid, table = run_all(blocks("sh")[4], tmp_path)
     assert "compressed-replay" in grid
     assert table.count("  here ") == 3
     assert (tmp_path / "bench" / "study" / "report.html").exists()
     assert (tmp_path / "bench" / "thesis-5.5" / "report.html").exists()
-    run_all(blocks("sh")[4], tmp_path)
+    run_all(blocks("sh")[5], tmp_path)
     assert (tmp_path / "features" / "report.html").exists()
 
 

@@ -19,6 +19,7 @@ from continuad.images import load_image, load_mask, resize, resize_mask
 from continuad.inspector import AUTO, CHOSEN, Inspector, Product, method_of
 from continuad.metrics import ImageScores, PixelMetrics, PixelScores, binomial_interval, image_scores
 from continuad.progress import Progress, silent
+from continuad.runtime import Runtime
 
 
 @dataclass(frozen=True)
@@ -169,11 +170,11 @@ def learn_tasks(
         learnt(product)
 
 
-def measure(inspector: Inspector, task: Task, *, progress: Progress = silent) -> ProductReport:
-    """Inspect a task's test images one by one, routed among all products of the bank, none rejected.
+def measure(inspector: Inspector | Runtime, task: Task, *, progress: Progress = silent) -> ProductReport:
+    """Inspect a task's test images one by one, routed among all products, none rejected.
 
     Raises:
-        ProductError: the bank does not hold the product.
+        ProductError: the bank, or export, does not hold the product.
     """
     product = inspector.product(task.name)
     size = inspector.image_size

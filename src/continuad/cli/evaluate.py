@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,13 +31,17 @@ from continuad.cli.options import (
 from continuad.cli.output import print_reports, say, say_learnt, stderr
 from continuad.cli.progress import ProgressBar
 from continuad.cli.settings import parse_settings
-from continuad.errors import ContinuadError
+from continuad.errors import ContinuadError, SettingsError
+
+if TYPE_CHECKING:
+    from continuad.bench.evaluate import ProductReport
 
 
 @app.command(
     epilog=example(
         "continuad evaluate datasets/mvtec_ad --products bottle,cable --out result.json",
         "continuad evaluate datasets/visa --head adapts-l --bank visa.bank",
+        "continuad evaluate datasets/visa --exported visa.edge8",
     )
 )
 def evaluate(
@@ -77,6 +81,15 @@ def evaluate(
     weights: WeightsOption = None,
     image_size: ImageSizeOption = None,
     routing: RoutingOption = None,
+    exported: Annotated[
+        Path | None,
+        typer.Option(
+            "--exported",
+            metavar="FOLDER",
+            show_default=False,
+            help="Measure what this exported bank says, and learn nothing.",
+        ),
+    ] = None,
     out: Annotated[
         Path, typer.Option("--out", metavar="FILE", help="Write all figures there as JSON.")
     ] = Path("result.json"),
@@ -84,14 +97,19 @@ def evaluate(
     """Measure a method on a dataset.
 
     The products are learnt one after another, then the test images of all are inspected. With --bank, the
-    same command given again goes on where it was interrupted.
+    same command given again goes on where it was interrupted. With --exported, nothing is learnt: compare
+    with what the bank says, to see what int8 costs.
     """
     from continuad.bench import evaluate as run
-    from continuad.bench import mean_report
     from continuad.datasets import load_tasks
     from continuad.detectors import METHODS
     from continuad.inspector import method_of
 
+    if exported is not None:
+        if bank or settings or backbone or weights or image_size or routing:
+            raise SettingsError("An export is measured as it is.", "Give no option about banks or learning.")
+        _measure_exported(exported, dataset, layout=layout, products=names(products), out=out)
+        return
     changes = parse_settings(settings or [], METHODS[method_of(head)].settings)
     tasks = load_tasks(dataset, layout=layout, products=names(products))
     foundation = Foundation(backbone, weights, image_size, routing)
@@ -112,11 +130,7 @@ def evaluate(
             learnt=say_learnt,
         )
         manifest = inspector.bank.manifest()
-    rows, mean = [report.as_dict() for report in reports], mean_report(reports)
-    print_reports(rows, mean)
     facts = {
-        "continuad": __version__,
-        "dataset": str(dataset),
         "backbone": dict(manifest.backbone),
         "image_size": manifest.image_size,
         "routing": dict(manifest.routing),
@@ -125,7 +139,34 @@ def evaluate(
         "false_alarm_rate": false_alarm_rate,
         "seed": seed,
     }
-    _write(out, {**facts, "products": rows, "mean": mean})
+    _show(reports, dataset, facts, out)
+
+
+def _measure_exported(
+    folder: Path, dataset: Path, *, layout: str, products: Sequence[str] | None, out: Path
+) -> None:
+    from continuad.bench.evaluate import measure
+    from continuad.datasets import load_tasks
+    from continuad.runtime import Runtime
+
+    runtime = Runtime.open(folder)
+    tasks = load_tasks(dataset, layout=layout, products=products)
+    for task in tasks:
+        runtime.product(task.name)  # or it says which there are, before anything is inspected
+    _write(out, None)
+    with ProgressBar() as progress:
+        reports = [measure(runtime, task, progress=progress) for task in tasks]
+    _show(reports, dataset, {"exported": str(folder), "image_size": runtime.image_size}, out)
+
+
+def _show(reports: Sequence[ProductReport], dataset: Path, facts: Mapping[str, Any], out: Path) -> None:
+    """Print what was measured, and write it with the facts that it depends on."""
+    from continuad.bench import mean_report
+
+    rows, mean = [report.as_dict() for report in reports], mean_report(reports)
+    print_reports(rows, mean)
+    common = {"continuad": __version__, "dataset": str(dataset)}
+    _write(out, {**common, **facts, "products": rows, "mean": mean})
     say(f"All figures are in {out}.", console=stderr)
 
 

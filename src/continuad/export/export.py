@@ -162,6 +162,8 @@ def _entry(inspector: Inspector, product: Product, head: Program) -> ExportedPro
     return ExportedProduct(
         name=product.name,
         method=product.method,
+        images=product.images,
+        seconds=product.seconds,
         source=product.sha256,
         head=head,
         scored_pixels=scored,

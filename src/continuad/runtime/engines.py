@@ -88,6 +88,8 @@ class ONNXRuntimeEngine(Engine):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = max(1, self.threads // self.callers)
         options.inter_op_num_threads = 1
+        # programs take turns, and threads of one that wait busily would hold up the next
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         try:
             session = onnxruntime.InferenceSession(files[0], options, providers=["CPUExecutionProvider"])

@@ -51,6 +51,8 @@ class ExportedProduct:
     Attributes:
         name: what the user calls it.
         method: the name of its detector's method.
+        images: normal images that it was trained on.
+        seconds: how long that took.
         source: sha256 of the bank's file that it was exported from.
         head: takes the backbone's features, gives a map.
         scored_pixels: of the map, how many of its highest pixels the score is the mean of.
@@ -61,12 +63,19 @@ class ExportedProduct:
 
     name: str
     method: str
+    images: int
+    seconds: float
     source: str
     head: Program
     scored_pixels: int
     threshold: float
     limit: float
     prototype: str = field(repr=False)
+
+    @property
+    def bytes(self) -> int:
+        """What its head takes on disk."""
+        return self.head.bytes
 
     def vector(self) -> Vectors:
         """The prototype (D,) float32."""

@@ -123,6 +123,14 @@ class Runtime:
         """The products by name, in the order in which they were learnt."""
         return MappingProxyType(self._current().manifest.products)
 
+    def product(self, name: str) -> ExportedProduct:
+        """Return the product called `name`.
+
+        Raises:
+            ProductError: there is none.
+        """
+        return _entry(self._current().manifest, name)
+
     @property
     def image_size(self) -> int:
         """Side in pixels that images are resized to."""
@@ -228,7 +236,7 @@ def _run_head(head: Call, product: ExportedProduct, arrays: Arrays) -> Map:
 def _entry(manifest: ExportManifest, product: str) -> ExportedProduct:
     if product not in manifest.products:
         known = ", ".join(manifest.products)
-        raise ProductError(f"There is no product called {product!r}.", f"The products: {known}.")
+        raise ProductError(f"The export has no product called {product!r}.", f"Its products: {known}.")
     return manifest.products[product]
 
 
