@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from fresh import in_fresh_process, resident_mib
 from numpy.typing import NDArray
 
 from continuad import Inspector
@@ -33,6 +32,7 @@ from continuad.datasets.demo import demo_task
 from continuad.images import load_image, load_stack
 from continuad.inspector import Product
 from continuad.metrics.costs import MIB
+from fresh import in_fresh_process, resident_mib
 
 RESULTS = Path(__file__).parent / "results"
 PRODUCT = "cap"

@@ -41,7 +41,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     monkeypatch.setattr(found, "LEARNT", 6)
     monkeypatch.setattr(found, "PHOTOS", 3)
     monkeypatch.setattr(found, "RENDERED", 64)
-    monkeypatch.setattr(process, "PRODUCT_SIDE", 64)
+    monkeypatch.setattr(process, "SIDE", 64)
     return found
 
 
@@ -58,34 +58,32 @@ def first(cell: str) -> float:
 
 def test_the_smallest_run_fills_its_tables(benchmark: ModuleType, tmp_path: Path) -> None:
     out = tmp_path / "page.md"
-    small = "--backbones tiny --heads compact,adapts-s --image-sizes 32 --products 1,3 --threads 1"
-    benchmark.main([*small.split(), "--images", "2", "--stream", "10", "--rounds", "2", "--out", str(out)])
+    engines = ["torch", "openvino", "onnx int8"]
+    small = "--heads compact,adapts-s --backbones tiny --image-sizes 32 --products 1,3 --threads 1"
+    small += " --images 2 --stream 10 --rounds 2"
+    benchmark.main([*small.split(), "--engines", ",".join(engines), "--out", str(out)])
     page = out.read_text()
-    assert f"`python benchmarks/runtime.py {small}" in page
+    assert "`python benchmarks/runtime.py --heads compact,adapts-s --backbones tiny" in page
+    assert "--engines 'torch,openvino,onnx int8' --image-sizes 32 --products 1,3" in page
     cases, growth, products, stream = tables(page)
-    every = ["torch", "openvino", "openvino int8", "onnx", "onnx int8"]
     assert [(case["head"], case["engine"]) for case in cases] == [
-        *(("compact", engine) for engine in every),
+        *(("compact", engine) for engine in engines),
         ("adapts-s", "torch"),
         ("adapts-s", "openvino"),
     ]
     for case in cases:
-        stages = sum(first(case[stage]) for stage in ("reading", "routing", "head", "map"))
-        assert 0 < stages <= 2 * first(case["p95"]) + 1
         assert first(case["p50"]) <= first(case["p95"])
         for column in ("images/s", "RAM MiB", "cold s", "KiB backbone", "KiB head", "of torch"):
             assert first(case[column]) > 0, column
-        low, high = (
-            (float(each) for each in case["of torch"].split("(")[-1].strip(")").split(" to "))
-            if (case["engine"] != "torch")
-            else (1.0, 1.0)
-        )
-        assert low <= first(case["of torch"]) <= high
-    assert [row["pixels a side"] for row in growth] == ["pixels", *every]
+        if case["engine"] != "torch":
+            low, high = case["of torch"].partition("(")[2].strip(")").split(" to ")
+            assert float(low) <= first(case["of torch"]) <= float(high)
+    assert [row["pixels a side"] for row in growth] == ["pixels", *engines]
     assert all(first(row["32"]) > 0 for row in growth)
     by_title = {row.pop("products"): row for row in products}
     assert set(by_title["RAM, MiB"]) == {"1", "3"}
-    assert by_title["products in the photos"] == {"1": "1", "3": "3"}
+    assert by_title["products in the photos"]["1"] == "1"
+    assert int(by_title["products in the photos"]["3"]) > 1
     assert [row["engine"] for row in stream] == ["torch", "openvino"]
 
 

@@ -1,6 +1,6 @@
 """Vectors as int8 codes, and exact search among codes by integer arithmetic.
 
-Both are operators of their own to PyTorch, so that an export may express them as the target does best.
+To an export both are operators of their own, which it may express as the target does best.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ HAS_INT8_PRODUCTS: bool = getattr(torch.cpu, "_is_vnni_supported", lambda: False
 floats, and saturates in some releases (pytorch issue 136746)."""
 
 
-@torch.library.custom_op("continuad::encode", mutates_args=())
 def encode(vectors: Tensor, step: Tensor) -> Tensor:
     """Round vectors (N, D) to multiples of `step`, at most 127 of them: (N, D) int8."""
+    if torch.compiler.is_compiling():
+        codes: Tensor = _encode(vectors, step)
+        return codes
     return (vectors / step).round().clamp(-127, 127).to(torch.int8)
 
 
@@ -29,7 +31,6 @@ def decode(codes: Tensor, step: Tensor) -> Tensor:
     return codes.float() * step
 
 
-@torch.library.custom_op("continuad::nearest_codes", mutates_args=())
 def nearest_codes(queries: Tensor, bank: Tensor, *, count: int) -> Tensor:
     """Find the nearest codes by Euclidean distance, exactly: every number is an integer.
 
@@ -41,6 +42,9 @@ def nearest_codes(queries: Tensor, bank: Tensor, *, count: int) -> Tensor:
     Returns:
         Positions in the bank (Q, count) int64, the nearest first.
     """
+    if torch.compiler.is_compiling():
+        places: Tensor = _nearest_codes(queries, bank, count=count)
+        return places
     norms = bank.int().square().sum(1, dtype=torch.int32)
     columns = bank.T.clone(memory_format=torch.contiguous_format)
     block = norms.new_empty(min(AT_A_TIME, len(queries)), len(bank))  # one for all: new memory costs more
@@ -52,12 +56,16 @@ def nearest_codes(queries: Tensor, bank: Tensor, *, count: int) -> Tensor:
     return torch.cat(found)
 
 
-@encode.register_fake
+_encode = torch.library.custom_op("continuad::encode", encode, mutates_args=())
+_nearest_codes = torch.library.custom_op("continuad::nearest_codes", nearest_codes, mutates_args=())
+
+
+@_encode.register_fake
 def _(vectors: Tensor, step: Tensor) -> Tensor:  # noqa: ARG001
     return torch.empty_like(vectors, dtype=torch.int8)
 
 
-@nearest_codes.register_fake
+@_nearest_codes.register_fake
 def _(queries: Tensor, bank: Tensor, *, count: int) -> Tensor:  # noqa: ARG001
     return queries.new_empty((len(queries), count), dtype=torch.int64)
 
