@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     epilog=example(
         "continuad evaluate datasets/mvtec_ad --products bottle,cable --out result.json",
         "continuad evaluate datasets/visa --head adapts-l --bank visa.bank",
-        "continuad evaluate datasets/visa --exported visa.edge8",
     )
 )
 def evaluate(
