@@ -204,7 +204,7 @@ def prepare(subject: Subject, engines: tuple[str, ...], train: list[Any], folder
         else:
             place = folder / engine
             manifest = export(bank, place, **EXPORTS[engine]).manifest
-            sizes = manifest.backbone.bytes, manifest.products[PRODUCT].head.bytes
+            sizes = manifest.backbone.bytes, manifest.products[PRODUCT].bytes
         cases.append(
             Case(engine, subject.head, subject.backbone, subject.size, place, bytes=sizes, macs=work)
         )

@@ -15,28 +15,29 @@ from growth import prototypes
 
 
 def crowd(bank: Path, exported: Path, folder: Path, count: int, photos: list[Any]) -> Path:
-    """Copy an OpenVINO export of one product, and give it `count` products.
+    """Copy an export of one product, and give it `count` products.
 
-    The others are copies of its head that differ in a comment, so that each is compiled for itself, and share
-    the file of its numbers. They are recognised by the photos as those of growth.py are.
+    The others share its program and have states of their own, copies but for bytes behind the end. They are
+    recognised by the photos as those of growth.py are.
     """
     inspector = Inspector.open(bank)
     (learnt,) = inspector.products.values()
     shutil.copytree(exported, folder)
     manifest = ExportManifest.read(folder)
     product = manifest.products[learnt.name]
-    graph, numbers = product.head.files
-    text = (folder / graph).read_bytes()
+    if product.state is None:
+        raise ValueError(f"{product.method} has a program of its own, not a state")
+    (original,) = product.state.files
     products = {product.name: product}
     for number, prototype in prototypes(inspector, learnt, photos, first=1, end=count):
-        data = text + f"<!-- {number} -->\n".encode()
-        file = f"heads/copy-{number:04d}.xml"
+        data = (folder / original).read_bytes() + number.to_bytes(2)
+        file = f"heads/copy-{number:04d}.npz"
         (folder / file).write_bytes(data)
-        files = {file: hashlib.sha256(data).hexdigest(), numbers: product.head.files[numbers]}
+        files = {file: hashlib.sha256(data).hexdigest()}
         copy = replace(
             product,
             name=f"{product.name} {number:04d}",
-            head=replace(product.head, files=files),
+            state=replace(product.state, files=files),
             prototype=base64.b64encode(prototype.astype("<f4").tobytes()).decode(),
         )
         products[copy.name] = copy

@@ -26,7 +26,7 @@ from continuad.continual.routing import embed
 from continuad.detectors import METHODS
 from continuad.detectors.codes import encode, nearest_codes
 from continuad.export.convert import convert
-from continuad.export.graphs import _graph, backbone_graph, head_graph
+from continuad.export.graphs import _graph, backbone_graph, head_graph, head_state
 from continuad.runtime.engines import ENGINES, Call
 from continuad.runtime.folder import Target
 from continuad.runtime.maps import enlarge, score
@@ -108,7 +108,7 @@ def test_every_head_agrees(method: str, tiny: Backbone) -> None:
             features = detector.backbone.features(image[None], detector.taps)
             expected = detector.anomaly_maps(image[None], features)
         arrays = {"images": image.permute(1, 2, 0)[None].numpy().copy()}
-        arrays |= {tap: feature.numpy() for tap, feature in features.items()}
+        arrays |= {tap: feature.numpy() for tap, feature in features.items()} | head_state(detector)
         for target, head in heads.items():
             (found,) = run(head, {each.name: arrays[each.name] for each in graph.graph.input})["map"]
             assert found.dtype == np.float32

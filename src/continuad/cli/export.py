@@ -59,7 +59,6 @@ def export(
     except KeyboardInterrupt as interrupt:
         raise UserInterruptError(f"{folder} is as it was.") from interrupt
     products = report.manifest.products
-    size = report.manifest.backbone.bytes + sum(each.head.bytes for each in products.values())
     parts = [
         f"{len(names)} {what}"
         for names, what in (
@@ -69,4 +68,4 @@ def export(
         )
         if names
     ]
-    say(f"{folder}: {len(products)} products ({', '.join(parts)}), {kib(size)} KiB.")
+    say(f"{folder}: {len(products)} products ({', '.join(parts)}), {kib(report.manifest.size)} KiB.")

@@ -8,18 +8,22 @@ import hashlib
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
+from continuad import __version__
 from continuad.continual import RoutingSettings
 from continuad.durable import write_whole
 from continuad.errors import BankError, ExportError
 from continuad.export.convert import convert
-from continuad.export.graphs import Pixels, backbone_graph, head_graph
+from continuad.export.graphs import Pixels, backbone_graph, head_graph, head_state
 from continuad.inspector import Inspector, Product
 from continuad.inspector.product import file_stem
 from continuad.progress import Progress, silent
@@ -98,17 +102,14 @@ def export(
             routing = RoutingSettings(**inspector.bank.manifest().routing)
             graph = backbone_graph(inspector.backbone, routing, taps, image_size=inspector.image_size)
             backbone = draft.add("backbone", graph, samples=_samples(inspector) if int8 else None)
+        heads = {each.kind: each.head for each in before.products.values()} if before else {}
         entries: dict[str, ExportedProduct] = {}
         for name, product in products.items():
             if before is not None and name not in stale:
-                head = before.products[name].head
+                entries[name] = replace(before.products[name], threshold=product.calibration.threshold)
             else:
                 progress(len(entries.keys() & set(stale)) + (not has_backbone), steps, f"exporting {name}")
-                detector = inspector.head(name)
-                head = draft.add(
-                    f"heads/{file_stem(name)}", head_graph(detector, image_size=inspector.image_size)
-                )
-            entries[name] = _entry(inspector, product, head)
+                entries[name] = _exported(inspector, product, draft, heads)
         progress(steps, steps, "exported")
         manifest = ExportManifest(
             target, int8, inspector.image_size, _source(inspector), backbone, taps, entries
@@ -156,21 +157,38 @@ def _samples(inspector: Inspector) -> Pixels:
     return np.concatenate([inspector.samples(name)[:each] for name in names[:SAMPLES]])
 
 
-def _entry(inspector: Inspector, product: Product, head: Program) -> ExportedProduct:
+def _exported(
+    inspector: Inspector, product: Product, draft: _Draft, heads: dict[str, Program]
+) -> ExportedProduct:
+    """Write what a product takes; `heads` are the programs written so far, by kind."""
+    detector, size = inspector.head(product.name), inspector.image_size
+    state = head_state(detector)
+    kind = _kind(product, state) if state else product.sha256
+    if kind not in heads:
+        stem = product.method if state else file_stem(product.name)
+        heads[kind] = draft.add(f"heads/{stem}", head_graph(detector, image_size=size))
     prototype = inspector.bank.prototype(product).astype("<f4").tobytes()
-    scored = inspector.head(product.name).scored_pixels(inspector.image_size**2)
     return ExportedProduct(
         name=product.name,
         method=product.method,
         images=product.images,
         seconds=product.seconds,
         source=product.sha256,
-        head=head,
-        scored_pixels=scored,
+        kind=kind,
+        head=heads[kind],
+        state=draft.add_state(f"heads/{file_stem(product.name)}", state) if state else None,
+        scored_pixels=detector.scored_pixels(size**2),
         threshold=product.calibration.threshold,
         limit=product.limit,
         prototype=base64.b64encode(prototype).decode(),
     )
+
+
+def _kind(product: Product, state: Mapping[str, NDArray[Any]]) -> str:
+    """What heads have in common whose programs are the same."""
+    shapes = {name: (str(array.dtype), array.shape) for name, array in state.items()}
+    facts = [__version__, product.method, product.settings, product.taps, shapes]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 class _Draft:
@@ -221,15 +239,23 @@ class _Draft:
 
     def add(self, stem: str, graph: onnx.ModelProto, *, samples: Pixels | None = None) -> Program:
         """Write a program; nothing names it yet."""
-        contents = convert(graph, self.target, samples=samples)
+        inputs = [each.name for each in graph.graph.input]
+        return self._write(stem, convert(graph, self.target, samples=samples), inputs)
+
+    def add_state(self, stem: str, arrays: Mapping[str, NDArray[Any]]) -> Program:
+        """Write arrays; nothing names them yet."""
+        data = BytesIO()
+        np.savez(data, **arrays)  # type: ignore[arg-type]
+        return self._write(stem, {".npz": data.getvalue()}, [])
+
+    def _write(self, stem: str, contents: Mapping[str, bytes], inputs: Collection[str]) -> Program:
         digest = hashlib.sha256(b"".join(contents.values())).hexdigest()
         files = {}
         for suffix, data in contents.items():
             name = f"{stem}-{digest[:12]}{suffix}"
             write_whole(self.folder / name, data)
             files[name] = hashlib.sha256(data).hexdigest()
-        inputs = tuple(each.name for each in graph.graph.input)
-        return Program(files, inputs, sum(map(len, contents.values())))
+        return Program(files, tuple(inputs), sum(map(len, contents.values())))
 
     def commit(self, manifest: ExportManifest) -> None:
         """Put the manifest in place, and remove what it does not name."""

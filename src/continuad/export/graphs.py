@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,10 +13,12 @@ import torch
 from numpy.typing import NDArray
 from onnxscript.optimizer import optimize
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from continuad.backbones import Backbone
 from continuad.continual.routing import RoutingSettings, pool
 from continuad.detectors import Detector
+from continuad.detectors.fitted import FittedDetector
 from continuad.export.operators import TRANSLATIONS
 
 Pixels = NDArray[np.uint8]
@@ -48,6 +51,20 @@ class _Head(nn.Module):
         return self.detector.anomaly_maps(images.permute(0, 3, 1, 2), known)
 
 
+class _Kind(nn.Module):
+    """A head whose state comes in with the image, after the features."""
+
+    def __init__(self, head: _Head, names: Sequence[str]) -> None:
+        super().__init__()
+        self.head, self.names = head, names
+
+    def forward(self, images: Tensor, *rest: Tensor) -> Tensor:
+        features = rest[: len(self.head.detector.taps)]
+        state = dict(zip(self.names, rest[len(features) :], strict=True))
+        found: Tensor = functional_call(self.head, state, (images, *features))
+        return found
+
+
 def backbone_graph(
     backbone: Backbone, routing: RoutingSettings, taps: Sequence[str], *, image_size: int
 ) -> onnx.ModelProto:
@@ -57,12 +74,28 @@ def backbone_graph(
 
 
 def head_graph(detector: Detector, *, image_size: int) -> onnx.ModelProto:
-    """A head: each of its taps by its name in, and "images" if it looks at them; "map" out."""
+    """A head: each of its taps by its name in, and "images" if it looks at them; "map" out.
+
+    What was fitted, and not trained, comes in as well (`head_state`): one graph serves all heads of a kind.
+    """
     images = _blank(image_size)
     with torch.no_grad():
         features = detector.backbone.features(images.permute(0, 3, 1, 2), detector.taps)
     inputs = {"images": images, **{tap: features[tap] for tap in detector.taps}}
-    return _graph(_Head(detector).eval(), inputs, ["map"])
+    model: nn.Module = _Head(detector)
+    if state := _fitted(detector):
+        model = _Kind(_Head(detector), [f"detector.{name}" for name in state])
+        inputs |= {f"state.{name}": tensor for name, tensor in state.items()}
+    return _graph(model.eval(), inputs, ["map"])
+
+
+def head_state(detector: Detector) -> dict[str, NDArray[Any]]:
+    """What a head of a kind differs by from others, by the names of the graph's inputs; none if trained."""
+    return {f"state.{name}": tensor.cpu().numpy() for name, tensor in _fitted(detector).items()}
+
+
+def _fitted(detector: Detector) -> dict[str, Tensor]:
+    return dict(detector.named_buffers()) if isinstance(detector, FittedDetector) else {}
 
 
 def _blank(size: int) -> Tensor:

@@ -26,7 +26,7 @@ EXPORT_AGAIN = "Export the bank again."
 SUFFIXES: Mapping[Target, tuple[str, ...]] = {"openvino": (".xml", ".bin"), "onnx": (".onnx",)}
 """The files that a program consists of; the first is the one to open."""
 
-_FILE = re.compile(r"(backbone|heads/[a-z0-9-]+)-[0-9a-z]+\.(xml|bin|onnx)")
+_FILE = re.compile(r"(backbone|heads/[a-z0-9-]+)-[0-9a-z]+\.(xml|bin|onnx|npz)")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,9 @@ class ExportedProduct:
         images: normal images that it was trained on.
         seconds: how long that took.
         source: sha256 of the bank's file that it was exported from.
-        head: takes the backbone's features, gives a map.
+        kind: heads of the same kind share a program.
+        head: takes the backbone's features, and the state if there is one; gives a map.
+        state: the file of arrays by which the head differs from others of its kind; None if by its program.
         scored_pixels: of the map, how many of its highest pixels the score is the mean of.
         threshold: the score above which an image is anomalous.
         limit: how far from the prototype an image may lie.
@@ -66,7 +68,9 @@ class ExportedProduct:
     images: int
     seconds: float
     source: str
+    kind: str
     head: Program
+    state: Program | None
     scored_pixels: int
     threshold: float
     limit: float
@@ -74,8 +78,8 @@ class ExportedProduct:
 
     @property
     def bytes(self) -> int:
-        """What its head takes on disk."""
-        return self.head.bytes
+        """What it takes on disk, without a program that it shares."""
+        return self.head.bytes if self.state is None else self.state.bytes
 
     def vector(self) -> Vectors:
         """The prototype (D,) float32."""
@@ -109,7 +113,14 @@ class ExportManifest:
         return {name for program in self._programs() for name in program.files}
 
     def _programs(self) -> list[Program]:
-        return [self.backbone, *(product.head for product in self.products.values())]
+        heads = [product.head for product in self.products.values()]
+        states = [product.state for product in self.products.values() if product.state]
+        return [self.backbone, *heads, *states]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum({tuple(each.files): each.bytes for each in self._programs()}.values())
 
     def to_json(self) -> bytes:
         """The manifest as it lies on disk."""
@@ -151,7 +162,14 @@ class ExportManifest:
     @classmethod
     def _from_plain(cls, content: dict[str, Any]) -> ExportManifest:
         products = [
-            ExportedProduct(**{**each, "head": _program(each["head"])}) for each in content["products"]
+            ExportedProduct(
+                **{
+                    **each,
+                    "head": _program(each["head"]),
+                    "state": _program(each["state"]) if each["state"] else None,
+                }
+            )
+            for each in content["products"]
         ]
         return cls(
             **{

@@ -4,54 +4,72 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from threading import Lock
 from types import MappingProxyType
-from typing import Literal, overload
+from typing import Generic, Literal, TypeVar, overload
 
 import numpy as np
 
 from continuad.errors import ExportError, ProductError, SettingsError
 from continuad.images import ImageSource, load_image, resize
 from continuad.router import PrototypeRouter, Route
-from continuad.runtime.engines import ENGINES, Arrays, Call, Engine
+from continuad.runtime.engines import ENGINES, Arrays
 from continuad.runtime.folder import MANIFEST, ExportedProduct, ExportManifest, Program, read_program
-from continuad.runtime.maps import Map, enlarge, score
+from continuad.runtime.maps import enlarge, score
 from continuad.stopwatch import Stopwatch
 from continuad.verdict import Verdict
 
+Loaded = TypeVar("Loaded")
 Mode = Literal["latency", "throughput"]
 
 HEADS = 8
-"""Heads that stay compiled, those used last: a compact one takes about 16 MiB in OpenVINO."""
+"""Programs of heads that stay compiled, those used last, about 16 MiB each; heads of a kind share one."""
+
+STATE_MEMORY = 64 * 2**20
+"""Bytes of such heads' states that stay loaded: more than a hundred of the largest by default."""
 
 AHEAD = 2
 """Images per thread that are under way at a time."""
 
 
-class _Programs:
-    """Compiles the programs of a folder, and keeps those used last: the backbone and so many heads."""
+class _Recent(Generic[Loaded]):
+    """Loads programs, and keeps those used last, as many as a limit allows, but always the last one.
 
-    def __init__(self, folder: Path, engine: Engine, heads: int) -> None:
-        self._folder = folder
-        self._engine = engine
-        self._limit = heads + 1
-        self._calls: OrderedDict[tuple[str, ...], Call] = OrderedDict()
+    Args:
+        folder: where their files are.
+        load: makes something of the files' contents.
+        weigh: what a program counts for.
+        limit: how much all may count for.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        load: Callable[[Sequence[bytes]], Loaded],
+        *,
+        weigh: Callable[[Program], int],
+        limit: int,
+    ) -> None:
+        self._folder, self._load, self._weigh, self._limit = folder, load, weigh, limit
+        self._kept: OrderedDict[tuple[str, ...], tuple[Loaded, int]] = OrderedDict()
         self._lock = Lock()
 
-    def get(self, program: Program) -> Call:
-        """Return a program ready to run."""
+    def get(self, program: Program) -> Loaded:
+        """Return what was made of a program."""
         key = tuple(program.files.values())
-        with self._lock:  # what two threads want is compiled once
-            if key not in self._calls:
-                self._calls[key] = self._engine.compile(read_program(self._folder, program))
-                if len(self._calls) > self._limit:
-                    self._calls.popitem(last=False)
-            self._calls.move_to_end(key)
-            return self._calls[key]
+        with self._lock:  # what two threads want is loaded once
+            if key not in self._kept:
+                loaded = self._load(read_program(self._folder, program))
+                self._kept[key] = loaded, self._weigh(program)
+                while sum(weight for _, weight in self._kept.values()) > self._limit and len(self._kept) > 1:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(key)
+            return self._kept[key][0]
 
 
 @dataclass(frozen=True)
@@ -91,8 +109,10 @@ class Runtime:
         self._callers = 1 if mode == "latency" else self.threads
         self._state = _State.read(folder)
         engine = ENGINES[self._state.manifest.target](self.threads, self._callers)
-        self._programs = _Programs(folder, engine, heads)
-        self._programs.get(self._state.manifest.backbone)  # now, and not at the first image
+        self._backbones = _Recent(folder, engine.compile, weigh=lambda _: 1, limit=1)
+        self._heads = _Recent(folder, engine.compile, weigh=lambda _: 1, limit=heads)
+        self._states = _Recent(folder, _arrays, weigh=lambda each: each.bytes, limit=STATE_MEMORY)
+        self._backbones.get(self._state.manifest.backbone)  # now, and not at the first image
 
     @classmethod
     def open(
@@ -110,7 +130,7 @@ class Runtime:
             mode: "latency" looks at one image at a time with all threads; "throughput" at as many images as
                 there are threads, each with one of them.
             threads: how many; None for as many as the process may use.
-            heads: that stay compiled, those used last.
+            heads: how many kinds of heads, or trained heads, stay compiled, those used last.
 
         Raises:
             ExportError: there is no exported bank, it is damaged, or holds no product.
@@ -200,7 +220,7 @@ class Runtime:
         original = load_image(image)
         small = resize(original, state.manifest.image_size)[np.newaxis]
         stopwatch.lap("reading")
-        features = self._programs.get(state.manifest.backbone)({"images": small})
+        features = self._backbones.get(state.manifest.backbone)({"images": small})
         stopwatch.lap("backbone")
         route: Route | None = None
         if product is None:
@@ -211,7 +231,9 @@ class Runtime:
         if product is None:
             return Verdict(None, float("nan"), float("nan"), None, None, nearest, distance, stopwatch.stages)
         entry = _entry(state.manifest, product)
-        anomaly_map = _run_head(self._programs.get(entry.head), entry, {"images": small, **features})
+        arrays = {"images": small, **features, **(self._states.get(entry.state) if entry.state else {})}
+        found = self._heads.get(entry.head)({name: arrays[name] for name in entry.head.inputs})
+        anomaly_map = found["map"][0]
         points = score(anomaly_map, entry.scored_pixels)
         stopwatch.lap("head")
         full = enlarge(anomaly_map, *original.shape[:2])
@@ -226,11 +248,10 @@ class Runtime:
         return self._state
 
 
-def _run_head(head: Call, product: ExportedProduct, arrays: Arrays) -> Map:
-    """The map (S, S) of one image."""
-    found = head({name: arrays[name] for name in product.head.inputs})
-    anomaly_map: Map = found["map"][0]
-    return anomaly_map
+def _arrays(files: Sequence[bytes]) -> Arrays:
+    """The arrays of a state's file."""
+    with np.load(BytesIO(files[0]), allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 def _entry(manifest: ExportManifest, product: str) -> ExportedProduct:
