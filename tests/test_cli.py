@@ -44,6 +44,10 @@ COMMANDS = (
     "learn",
     "inspect",
     "products",
+    "serve",
+    "rename",
+    "archive",
+    "restore",
     "forget",
     "recalibrate",
     "evaluate",
@@ -681,6 +685,7 @@ def test_products_lists_the_bank(run: Run, data: Path) -> None:
     expected = [{**product.as_dict()} for product in known.values()]
     for facts in expected:
         del facts["prototype"]
+        facts["archived"] = False
     assert rows(run("products", data / "bank", "--json")) == json.loads(json.dumps(expected))
 
 
@@ -699,6 +704,24 @@ def test_forget_with_yes(run: Run, bank: Path) -> None:
     assert run("forget", bank, "cap", "--yes") == Result(0, "Removed 'cap'.\n", "")
     assert list(Inspector.open(bank).products) == ["wood"]
     refused(run("forget", bank, "cap", "--yes"), "'cap'")
+
+
+def test_rename_archive_and_restore(run: Run, bank: Path) -> None:
+    assert run("rename", bank, "cap", "lid") == Result(0, "'cap' is called 'lid' now.\n", "")
+    refused(run("rename", bank, "lid", "wood"), "'wood'")
+    assert run("archive", bank, "lid") == Result(0, "Archived 'lid'.\n", "")
+    assert list(Inspector.open(bank).products) == ["wood"]
+    assert "Archived: lid." in run("products", bank).err
+    assert [(row["name"], row["archived"]) for row in rows(run("products", bank, "--json"))] == [
+        ("wood", False),
+        ("lid", True),
+    ]
+    refused(run("archive", bank, "lid"), "'lid'")
+    assert run("restore", bank, "lid") == Result(0, "Restored 'lid'.\n", "")
+    refused(run("restore", bank, "lid"), "none")
+    assert run("archive", bank, "lid").code == 0
+    assert run("forget", bank, "lid", "--yes").code == 0
+    assert not Inspector.open(bank).archived
 
 
 class Terminal(io.StringIO):

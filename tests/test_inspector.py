@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from continuad.datasets import hold_out
 from continuad.detectors import METHODS
 from continuad.errors import BankError, ImageError, ProductError, SettingsError
 from continuad.images import MIN_SIDE, load_stack
-from continuad.inspector import Product
+from continuad.inspector import Calibration, Product
 from continuad.inspector.calibration import threshold
 
 STRANGER = np.zeros((48, 48, 3), np.uint8)
@@ -500,6 +501,54 @@ def test_a_forgotten_product_is_gone_and_the_others_stay(folder: Path) -> None:
     assert other.inspect(plate).product == "plate"
 
 
+def test_a_renamed_product_keeps_all_but_its_name(folder: Path) -> None:
+    inspector, other = Inspector.open(folder), Inspector.open(folder)
+    before, image = inspector.product("bolt"), photos("bolt", 1)[0]
+    was = other.inspect(image, product="bolt")
+    renamed = inspector.rename("bolt", " bolt M6 ")
+    assert renamed == replace(before, name="bolt M6")
+    assert list(other.products) == ["bolt M6", "plate"]
+    verdict = other.inspect(image)
+    assert (verdict.product, verdict.score) == ("bolt M6", was.score)
+    for name in ("plate", "bolt M6"):
+        with pytest.raises(ProductError, match="already"):
+            inspector.rename("bolt M6", name)
+    with pytest.raises(ProductError, match="no product called 'bolt'"):
+        inspector.rename("bolt", "nut")
+
+
+def test_an_archived_product_is_not_inspected_until_it_is_restored(folder: Path) -> None:
+    inspector, other = Inspector.open(folder), Inspector.open(folder)
+    image, product = photos("bolt", 1)[0], inspector.product("bolt")
+    was = inspector.inspect(image)
+    inspector.archive("bolt")
+    assert (list(other.products), dict(other.archived)) == (["plate"], {"bolt": product})
+    assert other.inspect(image).product != "bolt"
+    with pytest.raises(ProductError):
+        other.inspect(image, product="bolt")
+    with pytest.raises(ProductError, match="archived"):
+        teach(inspector, "bolt")
+    with pytest.raises(ProductError, match="archived"):
+        inspector.rename("plate", "bolt")
+    with pytest.raises(ProductError, match="'plate'"):
+        inspector.restore("plate")
+    assert inspector.restore("bolt") == product
+    assert other.inspect(image).score == was.score
+    assert not other.archived
+
+
+def test_an_archived_product_survives_other_writes_and_can_be_forgotten(folder: Path) -> None:
+    inspector = Inspector.open(folder)
+    product = inspector.product("bolt")
+    inspector.archive("bolt")
+    inspector.rename("plate", "disc")
+    assert (folder / product.file).exists()
+    inspector.forget("bolt")
+    assert not inspector.archived
+    assert not (folder / product.file).exists()
+    assert not (folder / product.samples).exists()
+
+
 def test_a_product_learnt_anew_replaces_the_old_one_for_everybody(folder: Path) -> None:
     inspector, other = Inspector.open(folder), Inspector.open(folder)
     image, bolt = photos("plate", 1, seed=1)[0], photos("bolt", 1, seed=1)[0]
@@ -555,6 +604,21 @@ def test_a_new_rate_moves_the_threshold_and_nothing_else(folder: Path) -> None:
         assert after.threshold == changed.calibration.threshold
         assert after.score == before.score
     assert inspector.recalibrate("bolt").calibration == changed.calibration  # the rate stays as well
+
+
+def test_scores_that_a_head_gave_set_its_threshold(inspector: Inspector) -> None:
+    scores = [verdict.score for verdict in inspector.inspect(photos("bolt", 9, seed=5), product="bolt")]
+    calibration = inspector.recalibrate("bolt", scores=scores, false_alarm_rate=0.1).calibration
+    assert calibration == Calibration(tuple(scores), 0.1, threshold(scores, 0.1))
+    with pytest.raises(SettingsError, match="not on both"):
+        inspector.recalibrate("bolt", scores=scores, images=photos("bolt", 3))
+
+
+def test_the_embedding_of_many_images_is_that_of_each(inspector: Inspector) -> None:
+    images = photos("bolt", 5) + photos("plate", 5)
+    together = inspector.embed(images)
+    assert together.dtype == np.float32
+    assert np.allclose(together, np.concatenate([inspector.embed([image]) for image in images]), atol=1e-4)
 
 
 def test_new_images_give_new_scores(folder: Path) -> None:

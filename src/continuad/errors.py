@@ -40,6 +40,10 @@ class ExportError(ContinuadError):
     """An exported bank is missing, damaged or cannot be written."""
 
 
+class StationError(ContinuadError):
+    """The inspection station cannot do what it was asked for."""
+
+
 class ProductError(ContinuadError):
     """A product name is unknown, taken or not usable."""
 

@@ -10,7 +10,8 @@ from typing import NoReturn
 
 # each command registers itself in `app` when its module is imported; --help lists them in this order
 # isort: off
-from continuad.cli import demo, learn, inspect, watch, bank, export, evaluate, bench, analyze, methods, costs  # noqa: F401
+from continuad.cli import demo, learn, inspect, watch, serve, bank, export  # noqa: F401
+from continuad.cli import evaluate, bench, analyze, methods, costs  # noqa: F401
 
 # isort: on
 from continuad.cli.app import CRASHED, INTERRUPTED, REFUSED, UserInterruptError, app

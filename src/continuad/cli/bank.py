@@ -1,4 +1,4 @@
-"""`continuad products`, `forget` and `recalibrate`: what a bank holds."""
+"""`continuad products`, `rename`, `archive`, `restore`, `forget` and `recalibrate`: what a bank holds."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def products(bank: BankArgument, json: JsonOption = False) -> None:
 
     manifest = Bank(bank.absolute()).manifest()
     if json:
-        for product in manifest.products.values():
+        for product in (*manifest.products.values(), *manifest.archived.values()):
             facts = product.as_dict()
             del facts["prototype"]  # 600 characters of nothing to read
-            print_json(facts)
+            print_json({**facts, "archived": product.name in manifest.archived})
         return
     if manifest.products:
         print_table(
@@ -52,6 +52,39 @@ def products(bank: BankArgument, json: JsonOption = False) -> None:
         f"{manifest.backbone['name']} at {manifest.image_size} pixels.",
         console=stderr,
     )
+    if manifest.archived:
+        say(f"Archived: {', '.join(manifest.archived)}.", console=stderr)
+
+
+@app.command(epilog=example("continuad rename parts.bank bottle 'bottle 0.5 l'"))
+def rename(
+    bank: BankArgument,
+    name: NameArgument,
+    new: Annotated[str, typer.Argument(metavar="NEW", help="What to call it from now on.")],
+) -> None:
+    """Give a product another name; what it has learnt stays as it is."""
+    from continuad.inspector import Inspector
+
+    product = Inspector.open(bank).rename(name, new)
+    say(f"{name!r} is called {product.name!r} now.")
+
+
+@app.command(epilog=example("continuad archive parts.bank bottle"))
+def archive(bank: BankArgument, name: NameArgument) -> None:
+    """Neither recognise nor inspect a product any more, but keep what it has learnt."""
+    from continuad.inspector import Inspector
+
+    Inspector.open(bank).archive(name)
+    say(f"Archived {name!r}.")
+
+
+@app.command(epilog=example("continuad restore parts.bank bottle"))
+def restore(bank: BankArgument, name: NameArgument) -> None:
+    """Recognise and inspect an archived product again."""
+    from continuad.inspector import Inspector
+
+    Inspector.open(bank).restore(name)
+    say(f"Restored {name!r}.")
 
 
 @app.command(epilog=example("continuad forget parts.bank bottle"))
@@ -64,7 +97,7 @@ def forget(
     from continuad.inspector import Inspector
 
     inspector = Inspector.open(bank)
-    product = inspector.product(name)
+    product = inspector.archived.get(name) or inspector.product(name)
     if not yes:
         if not sys.stdin.isatty():
             raise SettingsError(

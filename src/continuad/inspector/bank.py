@@ -35,7 +35,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from continuad.durable import sync_folder, write_whole
-from continuad.errors import BankError, ImageError
+from continuad.errors import BankError, ImageError, ProductError
 from continuad.inspector.manifest import Manifest
 from continuad.inspector.product import Product, file_stem
 from continuad.inspector.samples import Photos, decode
@@ -226,6 +226,7 @@ class Bank:
         data = safetensors.torch.save({name: tensor.contiguous().cpu() for name, tensor in state.items()})
         with self._locked() as manifest:
             _check_unchanged(manifest, product.name, expected)
+            _check_free(manifest.archived, product.name)
             stem = f"products/{file_stem(product.name)}-r{manifest.revision + 1}"
             file, jpeg = f"{stem}.safetensors", f"{stem}.jpg" if samples else ""
             write_whole(self.path / file, data)
@@ -241,8 +242,8 @@ class Bank:
                 samples=jpeg,
                 samples_sha256=hashlib.sha256(samples).hexdigest() if samples else "",
             )
-            others = _without(manifest, product.name)
-            self._commit(manifest, {**others, product.name: product})
+            others = _without(manifest.products, product.name)
+            self._commit(manifest, products={**others, product.name: product})
             self._drop_unfinished(product.name)
         return product
 
@@ -259,13 +260,48 @@ class Bank:
         """Change a product's entry without touching its files."""
         with self._locked() as manifest:
             _check_unchanged(manifest, product.name, expected)
-            self._commit(manifest, {**manifest.products, product.name: product})
+            self._commit(manifest, products={**manifest.products, product.name: product})
 
-    def remove(self, product: Product) -> None:
-        """Remove a product and its files."""
+    def rename(self, product: Product, name: str) -> Product:
+        """Give a product another name; its files and its place among the others stay."""
         with self._locked() as manifest:
             _check_unchanged(manifest, product.name, product)
-            self._commit(manifest, _without(manifest, product.name))
+            _check_free({**manifest.products, **manifest.archived}, name)
+            renamed = replace(product, name=name)
+            entries = [renamed if each == product else each for each in manifest.products.values()]
+            self._commit(manifest, products={each.name: each for each in entries})
+        return renamed
+
+    def archive(self, product: Product) -> None:
+        """Keep a product and its files, but no longer among the products."""
+        with self._locked() as manifest:
+            _check_unchanged(manifest, product.name, product)
+            self._commit(
+                manifest,
+                products=_without(manifest.products, product.name),
+                archived={**manifest.archived, product.name: product},
+            )
+
+    def restore(self, product: Product) -> None:
+        """Make an archived product one of the products again."""
+        with self._locked() as manifest:
+            _check_unchanged(manifest, product.name, product, archived=True)
+            self._commit(
+                manifest,
+                products={**manifest.products, product.name: product},
+                archived=_without(manifest.archived, product.name),
+            )
+
+    def remove(self, product: Product) -> None:
+        """Remove a product, archived or not, and its files."""
+        with self._locked() as manifest:
+            archived = product.name in manifest.archived
+            _check_unchanged(manifest, product.name, product, archived=archived)
+            self._commit(
+                manifest,
+                products=_without(manifest.products, product.name),
+                archived=_without(manifest.archived, product.name),
+            )
             self._drop_unfinished(product.name)
 
     def discard_if_empty(self) -> None:
@@ -274,13 +310,20 @@ class Bank:
         It leaves its place in one step; what remains after a power cut is removed by the next `create` there.
         """
         with _writing(self.path), FileLock(self.path / ".lock", timeout=LOCK_SECONDS):
-            if not self.manifest().products and not self._unfinished.exists():
+            if not self.manifest().files and not self._unfinished.exists():
                 draft = tempfile.mkdtemp(prefix=f".{self.path.name}-", suffix=DRAFT, dir=self.path.parent)
                 shutil.rmtree(self.path.rename(draft), ignore_errors=True)
 
-    def _commit(self, manifest: Manifest, products: Mapping[str, Product]) -> None:
+    def _commit(
+        self,
+        manifest: Manifest,
+        *,
+        products: Mapping[str, Product],
+        archived: Mapping[str, Product] | None = None,
+    ) -> None:
         """Replace the manifest; the lock is held."""
-        manifest = replace(manifest, revision=manifest.revision + 1, products=products)
+        archived = manifest.archived if archived is None else archived
+        manifest = replace(manifest, revision=manifest.revision + 1, products=products, archived=archived)
         write_whole(self._manifest_path, manifest.to_json())
 
     def _drop_unfinished(self, name: str) -> None:
@@ -295,7 +338,7 @@ class Bank:
 
         What cannot be removed stays for the next writer: what was committed is committed.
         """
-        named = {file for each in self.manifest().products.values() for file in (each.file, each.samples)}
+        named = self.manifest().files
         with contextlib.suppress(OSError):
             for file in (self.path / "products").iterdir():
                 if f"products/{file.name}" not in named:
@@ -304,13 +347,22 @@ class Bank:
                 file.unlink(missing_ok=True)
 
 
-def _without(manifest: Manifest, name: str) -> dict[str, Product]:
+def _without(products: Mapping[str, Product], name: str) -> dict[str, Product]:
     """The other products; one that is learnt anew moves to the end, as its prototype does in the router."""
-    return {each: product for each, product in manifest.products.items() if each != name}
+    return {each: product for each, product in products.items() if each != name}
 
 
-def _check_unchanged(manifest: Manifest, name: str, expected: Product | None) -> None:
-    if manifest.products.get(name) != expected:
+def _check_free(products: Mapping[str, Product], name: str) -> None:
+    if name in products:
+        raise ProductError(
+            f"The bank has a product called {name!r} already, perhaps archived.", "Choose another name."
+        )
+
+
+def _check_unchanged(
+    manifest: Manifest, name: str, expected: Product | None, *, archived: bool = False
+) -> None:
+    if (manifest.archived if archived else manifest.products).get(name) != expected:
         raise BankError(
             f"Another process has changed {name!r} meanwhile; nothing was written.",
             "Look at it and try again.",

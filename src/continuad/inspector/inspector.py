@@ -33,7 +33,7 @@ from continuad.inspector.learning import BATCH, chosen_head, embed_learnt, exami
 from continuad.inspector.product import Calibration, Product, check_name
 from continuad.inspector.samples import Photos, encode
 from continuad.progress import Progress, silent
-from continuad.router import distance_limit
+from continuad.router import Vectors, distance_limit
 from continuad.stopwatch import Stopwatch
 from continuad.verdict import Verdict
 
@@ -44,6 +44,7 @@ DEFAULT_FALSE_ALARM_RATE = 0.01
 HELD_OUT = 0.2
 MIN_HELD_OUT = 3
 MIN_IMAGES = 6
+ADVISED_IMAGES = 50
 UNKNOWN_MARGIN = 1.5
 
 
@@ -123,6 +124,11 @@ class Inspector:
         """The products by name, in the order in which they were learnt."""
         return MappingProxyType(self.bank.manifest().products)
 
+    @property
+    def archived(self) -> Mapping[str, Product]:
+        """The products by name that are kept, but neither recognised nor inspected."""
+        return MappingProxyType(self.bank.manifest().archived)
+
     def product(self, name: str) -> Product:
         """Return the product called `name`.
 
@@ -198,13 +204,15 @@ class Inspector:
         existing = self.products.get(name)
         if existing is not None and not replace_existing:
             raise ProductError(f"The bank knows {name!r} already.", "Choose another name, or replace it.")
+        if name in self.archived:
+            raise ProductError(f"{name!r} is archived.", "Restore it, or choose another name.")
         method = method_of(head)
         detector = METHODS[method].build(self.backbone, settings).to(self.device)
         sources = find_images(images) if isinstance(images, str | os.PathLike) else images
         if len(sources) < MIN_IMAGES:
             raise ImageError(
                 f"{len(sources)} images are too few to learn {name!r}.",
-                f"Give at least {MIN_IMAGES} images of good parts, better 50.",
+                f"Give at least {MIN_IMAGES} images of good parts, better {ADVISED_IMAGES}.",
             )
         started = time.perf_counter()
         stack = self._tensor(load_stack(sources, self.image_size, progress=progress))
@@ -243,8 +251,33 @@ class Inspector:
         return self.bank.put(product, state, samples=samples, expected=existing)
 
     def forget(self, name: str) -> None:
-        """Remove a product and its files; the others are not touched."""
-        self.bank.remove(self.product(name))
+        """Remove a product, archived or not, and its files; the others are not touched."""
+        self.bank.remove(self.archived.get(name) or self.product(name))
+
+    def rename(self, name: str, new: str) -> Product:
+        """Give a product another name; what it has learnt stays as it is.
+
+        Raises:
+            ProductError: there is no product called `name`, or `new` is taken or cannot be used.
+        """
+        return self.bank.rename(self.product(name), check_name(new))
+
+    def archive(self, name: str) -> None:
+        """Neither recognise nor inspect a product any more, but keep what it has learnt."""
+        self.bank.archive(self.product(name))
+
+    def restore(self, name: str) -> Product:
+        """Recognise and inspect an archived product again.
+
+        Raises:
+            ProductError: no archived product is called `name`.
+        """
+        product = self.archived.get(name)
+        if product is None:
+            known = ", ".join(self.archived) or "none"
+            raise ProductError(f"No archived product is called {name!r}.", f"Archived are: {known}.")
+        self.bank.restore(product)
+        return product
 
     def recalibrate(
         self,
@@ -252,6 +285,7 @@ class Inspector:
         *,
         false_alarm_rate: float | None = None,
         images: Sequence[ImageSource] | str | os.PathLike[str] | None = None,
+        scores: Sequence[float] | None = None,
         progress: Progress = silent,
     ) -> Product:
         """Set a product's threshold anew; its model stays as it is.
@@ -261,19 +295,28 @@ class Inspector:
             false_alarm_rate: the new rate; None keeps the old one.
             images: normal images to calibrate on, instead of those held out when it was learnt; at least 2.
                 Without them the raw scores stay as they are.
+            scores: raw scores that this head gave to normal images, instead of `images`.
             progress: told about reading.
         """
+        if images is not None and scores is not None:
+            raise SettingsError("A product is calibrated on images or on scores, not on both.", "Give one.")
         product = self.product(name)
         rate = product.calibration.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
         check_false_alarm_rate(rate)
-        scores = product.calibration.scores
+        normal = product.calibration.scores if scores is None else tuple(scores)
         if images is not None:
             sources = find_images(images) if isinstance(images, str | os.PathLike) else images
             stack = self._tensor(load_stack(sources, self.image_size, progress=progress))
-            scores, _ = examine(self._load_head(product), stack, self._heads)
-        changed = replace(product, calibration=Calibration(scores, rate, threshold(scores, rate)))
+            normal, _ = examine(self._load_head(product), stack, self._heads)
+        changed = replace(product, calibration=Calibration(normal, rate, threshold(normal, rate)))
         self.bank.update(changed, expected=product)
         return changed
+
+    def embed(self, images: Sequence[ImageSource]) -> Vectors:
+        """Embed images as the router does, to see what looks alike: float32 (N, D)."""
+        stack = load_stack(images, self.image_size)
+        parts = [self._tensor(stack[first : first + BATCH]) for first in range(0, len(stack), BATCH)]
+        return np.concatenate([self._heads.embed(part) for part in parts])
 
     @overload
     def inspect(

@@ -31,6 +31,7 @@ class Manifest:
         routing: settings of the router as plain values.
         revision: grows with every write.
         products: by name, in the order in which they were learnt.
+        archived: products that are kept, but neither recognised nor inspected.
     """
 
     backbone: Mapping[str, str]
@@ -38,6 +39,13 @@ class Manifest:
     routing: Mapping[str, Any]
     revision: int = 0
     products: Mapping[str, Product] = field(default_factory=dict)
+    archived: Mapping[str, Product] = field(default_factory=dict)
+
+    @property
+    def files(self) -> set[str]:
+        """What the manifest names of the products' files, relative to the bank."""
+        known = (*self.products.values(), *self.archived.values())
+        return {file for product in known for file in (product.file, product.samples) if file}
 
     def to_json(self) -> bytes:
         """The manifest as it lies on disk."""
@@ -49,6 +57,7 @@ class Manifest:
             "routing": dict(self.routing),
             "revision": self.revision,
             "products": [product.as_dict() for product in self.products.values()],
+            "archived": [product.as_dict() for product in self.archived.values()],
         }
         return json.dumps({**content, "sha256": _checksum(content)}).encode()
 
@@ -75,17 +84,19 @@ class Manifest:
             raise damaged
         try:
             products = [Product.from_dict(entry) for entry in content["products"]]
+            archived = [Product.from_dict(entry) for entry in content.get("archived", ())]
             manifest = cls(
                 content["backbone"],
                 content["image_size"],
                 content["routing"],
                 content["revision"],
                 {product.name: product for product in products},
+                {product.name: product for product in archived},
             )
             inside = [
                 BACKBONE_FILE.fullmatch(manifest.backbone["file"]),
-                *(PRODUCT_FILE.fullmatch(product.file) for product in products),
-                *(SAMPLES_FILE.fullmatch(product.samples) for product in products),
+                *(PRODUCT_FILE.fullmatch(product.file) for product in (*products, *archived)),
+                *(SAMPLES_FILE.fullmatch(product.samples) for product in (*products, *archived)),
             ]
         except (KeyError, TypeError) as error:
             raise damaged from error
