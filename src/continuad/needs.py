@@ -22,7 +22,7 @@ NEEDS = {
     "onnx": ("ONNX", "export"),
     "onnxscript": ("ONNX Script", "export"),
     "fastapi": ("FastAPI", "serve"),
-    "httpx": ("httpx", "serve"),
+    "httpx": ("httpx", "client"),
     "prometheus_client": ("prometheus-client", "serve"),
     "sqlalchemy": ("SQLAlchemy", "serve"),
     "uvicorn": ("Uvicorn", "serve"),

@@ -54,7 +54,7 @@ class MqttTarget:
             connection.open()
             connection.publish(payloads)
         except SendError:
-            pass  # it may know of messages that will come again
+            connection.close()  # it may know of messages that will come again
             raise
 
     def close(self) -> None:

@@ -21,8 +21,8 @@ from continuad.station.target import RefusedError, SendError
 SIGNATURE = "X-Continuad-Signature"
 """sha256= and the hexadecimal HMAC-SHA256 of the body, keyed with the secret."""
 
-WAITS = frozenset({408, 425, 429})
-"""Of the answers 4xx, those that are not about the message; it is sent again."""
+WAITS = frozenset({401, 403, 404, 407, 408, 425, 429})
+"""Of the answers 4xx, those that are about the receiver, not about the message; it is sent again."""
 
 MAX_ANSWER = 65536
 """Bytes of an answer that are read so that its connection can be used again."""
