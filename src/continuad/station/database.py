@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -51,7 +50,7 @@ schema = Table(
     "schema",
     _metadata,
     Column("version", Integer, nullable=False),
-    Column("identity", String(32), nullable=False),  # the station's folder knows it, too
+    Column("owner", String(32), nullable=False),  # the station's identity, which its folder knows, too
 )
 
 inspections = Table(
@@ -193,15 +192,14 @@ class Database:
     Args:
         url: as SQLAlchemy reads it, such as postgresql+psycopg://user@host/name; or the path of a SQLite
             file, which is created.
-
-    Attributes:
-        identity: tells this database from all others.
+        owner: the identity of the station; a new database belongs to it from now on.
+        may_be_new: whether a database without tables will do.
 
     Raises:
-        StationError: it cannot be opened, or a newer continuad has written it.
+        StationError: it cannot be opened, belongs to another station, or a newer continuad has written it.
     """
 
-    def __init__(self, url: str | Path) -> None:
+    def __init__(self, url: str | Path, *, owner: str = "", may_be_new: bool = True) -> None:
         self._is_sqlite = isinstance(url, Path) or url.startswith("sqlite")
         if isinstance(url, Path):
             url = f"sqlite:///{url}"
@@ -213,9 +211,13 @@ class Database:
             with self.write() as connection:
                 _metadata.create_all(connection)
                 found = connection.execute(sql.select(schema)).first()
-                self.identity: str = secrets.token_hex(16) if found is None else found.identity
+                if found is None and not may_be_new:
+                    raise StationError(
+                        "The database does not know the history that belongs to this folder's pictures.",
+                        "Give the database that belongs to them, or another folder.",
+                    )
                 if found is None:
-                    connection.execute(schema.insert().values(version=VERSION, identity=self.identity))
+                    connection.execute(schema.insert().values(version=VERSION, owner=owner))
         except (SQLAlchemyError, ImportError) as error:
             raise StationError(
                 f"The database cannot be opened ({_cause(error)}).",
@@ -225,6 +227,11 @@ class Database:
             raise StationError(
                 f"The database has tables of version {found.version}; this continuad knows {VERSION}.",
                 "Upgrade continuad.",
+            )
+        if found is not None and found.owner != owner:
+            raise StationError(
+                "The database belongs to another station, or to another folder.",
+                "Give the folder that belongs to it, or an empty database.",
             )
 
     def _options(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -70,10 +71,14 @@ class Station:
         path = settings.bank.absolute()
         exists = path.exists() and any(path.iterdir())
         self.inspector = Inspector.open(path) if exists else Inspector.create(path)
-        self.database = Database(settings.database or settings.place / "station.db")
-        _check_identity(settings.place, self.database)
-        self.pictures = Pictures(settings.place / "pictures")
-        self.photo_sets = PhotoSets(self.database, settings.place / "photos")
+        place = settings.place
+        self.database = Database(
+            settings.database or place / "station.db",
+            owner=_identity(place),
+            may_be_new=not (place / "pictures").exists(),
+        )
+        self.pictures = Pictures(place / "pictures")
+        self.photo_sets = PhotoSets(self.database, place / "photos")
         targets = _targets(settings)
         self.history = History(self.database, self.pictures, list(targets))
         self.audit = Audit(self.database)
@@ -246,15 +251,12 @@ def _lock(folder: Path) -> FileLock:
     return lock
 
 
-def _check_identity(folder: Path, database: Database) -> None:
-    """See that folder and database belong together: pictures that the database does not name are removed."""
+def _identity(folder: Path) -> str:
+    """What the database must know of this folder: pictures that a database does not name are removed."""
     file = folder / "identity"
     if not file.exists():
-        write_whole(file, database.identity.encode())
-    elif file.read_text() != database.identity:
-        raise StationError(
-            f"{folder} belongs to another database.", "Give its database, or another folder for this one."
-        )
+        write_whole(file, secrets.token_hex(16).encode())
+    return file.read_text()
 
 
 def _checked(call: Callable[[], object]) -> str:
