@@ -33,12 +33,12 @@ def in_fresh_process(script: Path, *words: object, threads: int = 1) -> dict[str
     return found
 
 
-def resident_mib(*, peak: bool) -> float:
-    """Memory that this process has resident, now or at most (Linux).
+def resident_mib(*, peak: bool, process: int | str = "self") -> float:
+    """Memory that a process has resident, now or at most (Linux); by default this one.
 
     `ru_maxrss` would not do: it starts with that of the process that has started this one.
     """
     field = "VmHWM" if peak else "VmRSS"
-    found = re.search(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    found = re.search(rf"^{field}:\s+(\d+) kB$", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
     assert found
     return int(found[1]) / 1024

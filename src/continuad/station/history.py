@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 
 from continuad.errors import StationError
 from continuad.station.database import Database, deliveries, inspections, now, renames, requests
-from continuad.station.faults import ConflictError
+from continuad.station.faults import ConflictError, NotFoundError
 from continuad.station.pictures import Pictures
 from continuad.station.records import (
     BIGGEST,
@@ -98,7 +98,7 @@ class History:
         """One inspection.
 
         Raises:
-            StationError: there is none of this number.
+            NotFoundError: there is none of this number.
         """
         with self._database.read() as connection:
             row = connection.execute(sql.select(*COLUMNS).where(_is(number))).first()
@@ -108,7 +108,7 @@ class History:
         """The anomaly map as 8-bit PNG; None if the inspection has none, or has it no longer.
 
         Raises:
-            StationError: there is no inspection of this number.
+            NotFoundError: there is no inspection of this number.
         """
         with self._database.read() as connection:
             row = connection.execute(sql.select(inspections.c.map).where(_is(number))).first()
@@ -135,7 +135,8 @@ class History:
         """Note what a human says ("good" or "bad"), or that it was a mistake (None).
 
         Raises:
-            StationError: there is no inspection of this number, or no such truth.
+            NotFoundError: there is no inspection of this number.
+            StationError: there is no such truth.
         """
         if truth not in ("good", "bad", None):
             raise StationError(f"A part is not {truth!r}.", "Say good, bad, or nothing.")
@@ -301,7 +302,7 @@ def _is(number: int) -> ColumnElement[bool]:
 
 def _found(row: Row[Any] | None, number: int) -> Row[Any]:
     if row is None:
-        raise StationError(f"There is no inspection {number}.", "Look for it in the history.")
+        raise NotFoundError(f"There is no inspection {number}.", "Look for it in the history.")
     return row
 
 

@@ -22,6 +22,7 @@ from continuad.inspector import Inspector
 from continuad.station.faults import ConflictError
 from continuad.station.history import History, Inspection, NewInspection
 from continuad.station.preparing import Prepared
+from continuad.station.records import check_text
 from continuad.verdict import Verdict
 
 BATCH = 8
@@ -68,6 +69,9 @@ class Order:
         origin_mtime_ns: its time of modification.
         key: tells a repeated request from a new one.
         fingerprint: of the request.
+
+    Raises:
+        StationError: a text is too long, or cannot be stored; in a batch, it would take others along.
     """
 
     picture: Prepared
@@ -79,6 +83,11 @@ class Order:
     origin_mtime_ns: int | None = None
     key: str | None = None
     fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        check_text("reference", self.reference, 200)
+        check_text("idempotency key", self.key or "", 200)
+        check_text("file's path", self.origin or "", 4096)
 
     @property
     def manner(self) -> tuple[str, bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import sqlalchemy as sql
@@ -160,17 +160,18 @@ class Jobs:
     def begin(self) -> Job | None:
         """Take the next job that waits, and call it running."""
         with self._database.write() as connection:
-            waiting = sql.select(jobs.c.id).where(jobs.c.state == "queued").order_by(jobs.c.created).limit(1)
-            job = connection.execute(waiting).scalar()
-            if job is None:
+            waiting = sql.select(jobs).where(jobs.c.state == "queued").order_by(jobs.c.created).limit(1)
+            row = connection.execute(waiting).first()
+            if row is None:
                 return None
-            _change(connection, job, state="running", started=now(), attempts=jobs.c.attempts + 1)
-        return self.get(job)
+            begun: dict[str, Any] = {"state": "running", "started": now(), "attempts": row.attempts + 1}
+            _change(connection, row.id, **begun)
+        return replace(self._as_job(row), **begun)
 
-    def tell(self, job: str, done: int, total: int, step: str) -> Job:
+    def tell(self, job: Job, done: int, total: int, step: str) -> Job:
         """Say how far the running job is."""
-        self._progress[job] = done, total, step
-        return self.get(job)
+        self._progress[job.id] = done, total, step
+        return replace(job, done=done, total=total, step=step)
 
     def end(self, job: str, state: State, *, problem: str | None = None, remedy: str | None = None) -> Job:
         """Say how a job ended; one that is over stays as it is."""

@@ -108,8 +108,8 @@ class Live:
         return Order(
             picture,
             source="watch",
-            reference=sighting.name[:200],
-            origin=None if path is None else str(path),
+            reference=_storable(sighting.name)[:200],
+            origin=None if path is None else _storable(str(path)),
             origin_mtime_ns=None if time_ns is None else int(time_ns),
         )
 
@@ -117,6 +117,11 @@ class Live:
         if text != self.note:
             self.note = text
             self._report()
+
+
+def _storable(name: str) -> str:
+    """A file's name, which may be no text, as one; such a file is inspected again after a restart."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _encoded(sighting: Sighting, image: Pixels) -> bytes:

@@ -10,6 +10,9 @@ from prometheus_client.registry import Collector
 
 from continuad.station.history import Inspection
 
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+"""Told apart; clients may invent others without end."""
+
 SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
 Gauges = Callable[[], Iterable[tuple[str, str, dict[str, str], float]]]
@@ -55,6 +58,7 @@ class Metrics(Collector):
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count an answer to a request."""
+        method = method if method in METHODS else "other"
         self._answers.labels(method, route, str(status)).inc()
         self._seconds.labels(method, route).observe(seconds)
 

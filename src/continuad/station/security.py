@@ -136,7 +136,7 @@ class Guard:
                 421, "This address is not the station's.", f"Use http://127.0.0.1:{self._settings.port}/."
             )
         origin = headers.get("origin")
-        if scope["method"] not in SAFE and origin is not None and urlsplit(origin).netloc != host:
+        if scope["method"] not in SAFE and origin is not None and origin.partition("://")[2] != host:
             raise RefusedRequestError(403, "Another web page has sent this.", "Use the station's own page.")
         if path in OPEN or path.startswith("/page/") or self._has_cookie(headers):
             return
@@ -167,13 +167,20 @@ class Inflow:
         self._held = 0
 
     @asynccontextmanager
-    async def receive(self, headers: Headers, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def receive(
+        self, headers: Headers, pieces: AsyncIterator[bytes], *, most: int | None = None
+    ) -> AsyncIterator[bytes]:
         """Give a body that is received piece by piece; it counts as held until the block ends.
+
+        Args:
+            headers: of the request.
+            pieces: of its body.
+            most: bytes that it may have; by default those of an upload.
 
         Raises:
             RefusedRequestError: it is too large or too slow, or too much is held already.
         """
-        most = self._limits.bytes
+        most = self._limits.bytes if most is None else most
         told = headers.get("content-length", "")
         size = int(told) if told.isdecimal() else most
         if size > most:
@@ -182,25 +189,24 @@ class Inflow:
             raise RefusedRequestError(503, "Too many uploads at once.", "Try again in a moment.", seconds=1)
         self._held += size
         try:
+            yield await self._gathered(pieces, size)
+        finally:
+            self._held -= size
+
+    async def _gathered(self, pieces: AsyncIterator[bytes], most: int) -> bytes:
+        """All pieces as one."""
+        body = bytearray()
+        try:
             async with asyncio.timeout(self._limits.upload_seconds):
-                data = await _gathered(pieces, size)
-            yield data
+                async for piece in pieces:
+                    body += piece
+                    if len(body) > most:
+                        raise _too_large(most)
         except TimeoutError:
             raise RefusedRequestError(
                 408, "The upload took too long.", "Check the network, and try again."
             ) from None
-        finally:
-            self._held -= size
-
-
-async def _gathered(pieces: AsyncIterator[bytes], most: int) -> bytes:
-    """All pieces as one."""
-    body = bytearray()
-    async for piece in pieces:
-        body += piece
-        if len(body) > most:
-            raise _too_large(most)
-    return bytes(body)
+        return bytes(body)
 
 
 def _too_large(most: int) -> RefusedRequestError:

@@ -67,6 +67,8 @@ def serve(settings: StationSettings, *, tls: Tls | None = None, note: Callable[[
         address = f"http{'s' if tls else ''}://{place}:{name[1]}/"
         server = _Server(config, station, lambda: note(f"The station runs at {address} Ctrl-C ends it."))
         server.run(sockets=[listening])
+    if not server.started:
+        raise StationError("The station cannot start.", "What it lacks is said above.")
     return server.received
 
 
@@ -83,24 +85,22 @@ class _Server(uvicorn.Server):
         if self.started:
             self._started()
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+    def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
+        """End as asked; unlike uvicorn, do not raise the signal again after that: this is a proper end."""
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
         self.received.append(sig)
         self._station.events.close()
-        super().handle_exit(sig, frame)
-
-    def run(self, sockets: list[socket.socket] | None = None) -> None:
-        try:
-            super().run(sockets)
-        except KeyboardInterrupt:  # which uvicorn raises again once it has ended
-            if not self.received:
-                self.received.append(signal.SIGINT)
 
 
 def _listen(host: str, port: int) -> socket.socket:
     """Take the address, before anything long is begun."""
     try:
         family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(place[:2], family=family, backlog=512)
+        listening = socket.create_server(place[:2], family=family, backlog=512)
+        # connections inherit it; otherwise an answer's body waits until its head is acknowledged: 40 ms
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listening
     except OSError as error:
         raise StationError(
             f"The station cannot listen on {host}:{port} ({error.strerror}).",

@@ -93,7 +93,12 @@ class Station:
         )
         self.preparing = Preparing(self.inspector.image_size, settings.limits)
         self.teaching = Teaching(
-            path, self.inspector, self.jobs, files=self.photo_sets.files, report=self._job_changed
+            path,
+            self.inspector,
+            self.jobs,
+            files=self.photo_sets.files,
+            report=self._job_changed,
+            learnt=self._learnt,
         )
         self.classroom = Classroom(
             self.inspector,
@@ -193,13 +198,15 @@ class Station:
         self.events.publish("job", job.as_dict())
         if job.state in OVER:
             self.metrics.ended(job.state)
-        if job.state == "succeeded":
-            self.history.settle(job.request["inspections"])
-            self.photo_sets.discard(job.request["photo_set"])
-            detail = {key: job.request[key] for key in ("false_alarm_rate", "replace", "photos")}
-            actor = job.request["actor"]
-            self.audit.record(None, actor=actor, action="teach", subject=job.product, detail=detail)
-            self.events.publish("products", {})
+
+    def _learnt(self, job: Job) -> None:
+        """Note that the bank knows a job's product; its photos are not needed any more."""
+        self.history.settle(job.request["inspections"])
+        self.photo_sets.discard(job.request["photo_set"])
+        detail = {key: job.request[key] for key in ("false_alarm_rate", "replace", "photos")}
+        actor = job.request["actor"]
+        self.audit.record(None, actor=actor, action="teach", subject=job.product, detail=detail)
+        self.events.publish("products", {})
 
     def _tidy(self) -> None:
         """Keep to the disk budget, and remove photos that nobody wants."""

@@ -18,6 +18,12 @@ from typing import Any
 def main() -> None:
     """Learn what standard input says."""
     request = json.loads(sys.stdin.readline())
+    told = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever else is printed is for the log
+
+    def say(values: dict[str, Any]) -> None:
+        print(json.dumps(values), file=told, flush=True)
+
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(AttributeError, OSError):  # a platform without priorities
         os.nice(19)
@@ -30,20 +36,12 @@ def main() -> None:
             [Path(file) for file in request["files"]],
             false_alarm_rate=request["false_alarm_rate"],
             replace_existing=request["replace"],
-            progress=_report,
+            progress=lambda done, total, what: say({"done": done, "total": total, "step": what}),
         )
     except ContinuadError as error:
-        _say({"problem": error.problem, "remedy": error.remedy})
+        say({"problem": error.problem, "remedy": error.remedy})
     else:
-        _say({"product": product.name})
-
-
-def _report(done: int, total: int, what: str, /) -> None:
-    _say({"done": done, "total": total, "step": what})
-
-
-def _say(values: dict[str, Any]) -> None:
-    print(json.dumps(values), flush=True)
+        say({"product": product.name})
 
 
 def _end_with_parent() -> None:

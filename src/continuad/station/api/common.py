@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import errno
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, FastAPI, Header, Query, Request
+from fastapi import Depends, FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import DBAPIError
+from fastapi.routing import APIRoute
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnectionError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import Message
 
 from continuad.errors import BankError, ContinuadError, ImageError, ProductError, SettingsError, StationError
 from continuad.station.api.models import Problem
@@ -27,6 +31,9 @@ from continuad.station.station import Station
 AWAY_SECONDS = 2
 """After which a database that is away is worth another try."""
 
+JSON_BYTES = 2**20
+"""Far more than any request needs that is no upload."""
+
 FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": text}
     for status, text in {
@@ -34,7 +41,9 @@ FAILURES: dict[int | str, dict[str, Any]] = {
         401: "A token is needed.",
         403: "Another web page has sent this.",
         404: "There is no such thing.",
+        408: "The request took too long to arrive.",
         409: "It does not fit what the station knows.",
+        413: "The request is too large.",
         421: "This address is not the station's.",
         422: "A value cannot be used.",
         429: "Too many requests; see Retry-After.",
@@ -42,10 +51,6 @@ FAILURES: dict[int | str, dict[str, Any]] = {
         503: "Not now; see Retry-After.",
         507: "The disk is full.",
     }.items()
-}
-UPLOAD_FAILURES: dict[int | str, dict[str, Any]] = {
-    408: {"model": Problem, "description": "The upload took too long."},
-    413: {"model": Problem, "description": "The upload is too large."},
 }
 IMAGE_BODY = {
     "requestBody": {
@@ -89,15 +94,35 @@ Width = Annotated[int | None, Query(ge=16, le=4096, description="Scaled down to 
 
 
 @asynccontextmanager
-async def uploaded(request: Request) -> AsyncIterator[bytes]:
-    """The body of a request; counted as held until the block ends.
+async def uploaded(request: Request, *, most: int | None = None) -> AsyncIterator[bytes]:
+    """The body of a request, of `most` bytes or as much as an image; counted as held until the block ends.
 
     Raises:
         RefusedRequestError: it is too large or too slow, or too much is held already.
     """
     inflow: Inflow = request.app.state.inflow
-    async with inflow.receive(request.headers, request.stream()) as data:
+    async with inflow.receive(request.headers, request.stream(), most=most) as data:
         yield data
+
+
+class Route(APIRoute):
+    """Takes no JSON that is larger or slower than it has to be."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """What answers a request."""
+        handle = super().get_route_handler()
+        if self.body_field is None:
+            return handle
+
+        async def handle_small(request: Request) -> Response:
+            async with uploaded(request, most=JSON_BYTES) as data:
+
+                async def receive() -> Message:
+                    return {"type": "http.request", "body": data, "more_body": False}
+
+                return await handle(Request(request.scope, receive))
+
+        return handle_small
 
 
 def filter_of(
@@ -160,11 +185,20 @@ def add_failures(app: FastAPI) -> None:
             503, "The database cannot be reached; nothing was stored.", "Try again soon.", AWAY_SECONDS
         )
 
+    async def gone(_request: Request, _error: Exception) -> Response:
+        return Response(status_code=400)  # nobody hears it
+
+    async def fault(_request: Request, _error: Exception) -> JSONResponse:
+        return _answer(500, "The station has a fault.", "Its log says more; please report it.")
+
     app.add_exception_handler(ContinuadError, known)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, unrouted)
     app.add_exception_handler(OSError, disk)
-    app.add_exception_handler(DBAPIError, database)
+    app.add_exception_handler(ClientDisconnect, gone)
+    for away in (OperationalError, InterfaceError, NoConnectionError):
+        app.add_exception_handler(away, database)
+    app.add_exception_handler(Exception, fault)
 
 
 def _status(error: ContinuadError) -> int:

@@ -12,10 +12,10 @@ from fastapi.responses import StreamingResponse
 from continuad.station.api import models
 from continuad.station.api.common import (
     IMAGE_BODY,
-    UPLOAD_FAILURES,
     Before,
     Key,
     Limit,
+    Route,
     StationHere,
     Wanted,
     Width,
@@ -29,7 +29,7 @@ from continuad.station.records import Filter, Inspection
 from continuad.station.security import fingerprint
 from continuad.station.station import Station
 
-router = APIRouter(tags=["inspections"])
+router = APIRouter(tags=["inspections"], route_class=Route)
 
 InspectionId = Annotated[int, Path(ge=1, lt=2**63)]
 GONE: dict[int | str, dict[str, Any]] = {
@@ -48,7 +48,6 @@ MAP: dict[int | str, dict[str, Any]] = {
     "/inspections",
     status_code=201,
     response_model=models.Inspection,
-    responses=UPLOAD_FAILURES,
     openapi_extra=IMAGE_BODY,
 )
 async def inspect(
@@ -64,7 +63,7 @@ async def inspect(
 ) -> dict[str, Any]:
     """Inspect an image; the answer comes when the inspection is stored."""
     async with uploaded(request) as data:
-        mark = fingerprint(data, product or "", str(nearest), reference, source)
+        mark = await in_thread(fingerprint, data, product or "", str(nearest), reference, source)
         if key is not None and (made := await in_thread(station.history.made_by, key, mark)):
             return made.as_dict()
         station.inspecting.check_room()

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Response
 
 from continuad.station.api import models
-from continuad.station.api.common import Actor, StationHere
+from continuad.station.api.common import Actor, Route, StationHere
 
-router = APIRouter(prefix="/products", tags=["products"])
+router = APIRouter(prefix="/products", tags=["products"], route_class=Route)
 
 ProductId = Annotated[str, Path(max_length=200, description="Id or name of a product.")]
 

@@ -9,10 +9,10 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from continuad.inspector import ADVISED_IMAGES, MIN_IMAGES
 from continuad.station.api import models
-from continuad.station.api.common import Before, Limit, StationHere
+from continuad.station.api.common import Before, Limit, Route, StationHere
 from continuad.station.security import COOKIE, Guard, cookie_for
 
-router = APIRouter(tags=["station"])
+router = APIRouter(tags=["station"], route_class=Route)
 health = APIRouter(tags=["health"])
 
 

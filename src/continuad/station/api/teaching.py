@@ -9,9 +9,9 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from continuad.station.api import models
 from continuad.station.api.common import (
     IMAGE_BODY,
-    UPLOAD_FAILURES,
     Actor,
     Key,
+    Route,
     StationHere,
     Width,
     in_thread,
@@ -20,7 +20,7 @@ from continuad.station.api.common import (
 from continuad.station.classroom import Lesson
 from continuad.station.security import fingerprint
 
-router = APIRouter(tags=["teaching"])
+router = APIRouter(tags=["teaching"], route_class=Route)
 
 SetId = Annotated[str, Path(pattern="^[0-9a-f]{16,32}$")]
 PhotoId = Annotated[int, Path(ge=1, lt=2**63)]
@@ -49,7 +49,6 @@ def discard_set(station: StationHere, photo_set: SetId) -> None:
     "/photo-sets/{photo_set}/photos",
     status_code=201,
     response_model=models.Photo,
-    responses=UPLOAD_FAILURES,
     openapi_extra=IMAGE_BODY,
 )
 async def add_photo(
