@@ -5,12 +5,13 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench picture clean
+.PHONY: demo test lint bench picture screenshots clean
 
 demo: $(READY)  ## learn several products in sequence, then inspect mixed images
 	$(BIN)/continuad demo --out demo
 
 test: lint  ## the whole suite, but for what is marked slow
+	tests/servers.sh
 	$(BIN)/pytest -n 2 --dist worksteal
 
 lint: $(READY)  ## style, types, and the floors of the house
@@ -22,6 +23,9 @@ lint: $(READY)  ## style, types, and the floors of the house
 picture: demo  ## the README's picture
 	$(BIN)/python -c "from PIL import Image; sheet = Image.open('demo/contact_sheet.png').convert('RGB'); \
 	    sheet.reduce(2).save('docs/demo.jpg', quality=88)"
+
+screenshots: $(READY)  ## the pictures of the station's page
+	$(BIN)/python docs/screenshots.py docs/station
 
 bench: $(READY)  ## L/M/S on real products: make bench DATA=folder
 	$(BIN)/python benchmarks/adapts.py $(DATA)

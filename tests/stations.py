@@ -203,7 +203,7 @@ def teach(client: httpx.Client, **wish: Any) -> dict[str, Any]:
     return job
 
 
-def job_after(client: httpx.Client, job: str, *, seconds: float = 60) -> dict[str, Any]:
+def job_after(client: httpx.Client, job: str, *, seconds: float = 240) -> dict[str, Any]:
     """A job once it is over."""
     return wait_for(lambda: _over(client.get(f"{ROOT}/jobs/{job}").json()), seconds=seconds)
 
@@ -212,7 +212,7 @@ def _over(job: dict[str, Any]) -> dict[str, Any] | None:
     return job if job["state"] in ("succeeded", "failed", "cancelled") else None
 
 
-def wait_for(condition: Callable[[], T | None], *, seconds: float = 30) -> T:
+def wait_for(condition: Callable[[], T | None], *, seconds: float = 120) -> T:
     """What the condition gives once that is true."""
     end = time.monotonic() + seconds
     while not (found := condition()):

@@ -458,3 +458,38 @@ def test_only_an_empty_bank_is_discarded(tmp_path: Path) -> None:
     with pytest.raises(BankError, match="There is no bank"):
         teach(second, "bolt")
     new_bank(tmp_path / "bank")
+
+
+def test_a_writer_removes_nothing_but_a_bank_s_own_files(folder: Path, tmp_path: Path) -> None:
+    kept = folder / "products" / "notes.txt"
+    kept.write_text("mine")
+    left = folder / "products" / "nut-12345678-r9.safetensors.77.tmp"
+    left.write_bytes(b"")
+    Inspector.open(folder).recalibrate("bolt", false_alarm_rate=0.1)
+    assert kept.exists()
+    assert not left.exists()
+
+
+def test_a_link_in_a_bank_leads_no_writer_astray(folder: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (folder / "products").rename(elsewhere)
+    (elsewhere / "other-12345678-r1.jpg").write_bytes(b"of another bank")
+    (folder / "products").symlink_to(elsewhere)
+    Inspector.open(folder).recalibrate("bolt", false_alarm_rate=0.1)
+    assert (elsewhere / "other-12345678-r1.jpg").exists()
+
+
+@pytest.mark.parametrize("size", [31, 2049, 10**9, "64", 64.0, True, None])
+def test_an_image_size_that_no_bank_has_is_refused(folder: Path, size: object) -> None:
+    edit_manifest(folder, lambda content: content.update(image_size=size))
+    with pytest.raises(BankError, match="damaged"):
+        Inspector.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("limit", float("nan")), ("limit", "1"), ("name", "a\nb"), ("name", 3), ("taps", 3)]
+)
+def test_an_entry_that_no_bank_has_is_refused(folder: Path, key: str, value: object) -> None:
+    edit_manifest(folder, lambda content: content["products"][0].update({key: value}))
+    with pytest.raises(BankError):
+        Inspector.open(folder)

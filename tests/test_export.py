@@ -307,6 +307,18 @@ def test_a_folder_of_something_else_is_refused(grown: tuple[Inspector, Path], tm
     assert not is_exported(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize(
+    "file", ["heads/model.onnx", "heads/mine-1.npz", "backbone-mine.bin", "heads/a/b.txt"]
+)
+def test_what_only_looks_like_an_export_is_not_removed(bank: Path, tmp_path: Path, file: str) -> None:
+    path = tmp_path / "folder" / file
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    with pytest.raises(ExportError, match="is no export"):
+        export(bank, tmp_path / "folder")
+    assert path.read_text() == "mine"
+
+
 def test_damage_is_noticed(grown: tuple[Inspector, Path]) -> None:
     _, folder = grown
     manifest = (folder / "manifest.json").read_text()

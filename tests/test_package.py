@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import pickle
 import re
 import subprocess
@@ -15,12 +14,10 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 import continuad
-from conftest import Run, new_bank, photos, teach
+from conftest import Run
 from continuad.errors import ContinuadError, MissingError
-from continuad.export import export
 from continuad.needs import NEEDS, explain_missing, needed
 
 ROOT = Path(__file__).parent.parent
@@ -157,27 +154,19 @@ def test_what_is_missing_is_an_error_of_both_kinds_and_travels() -> None:
     assert (type(again), str(again), again.remedy) == (MissingError, "a is not installed. Run: b", "Run: b")
 
 
-@pytest.mark.slow  # downloads OpenVINO
-def test_the_runtime_installs_without_torch(tmp_path: Path) -> None:
-    def run(*command: str | Path) -> str:
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
+# The papers of the house
 
-    build = ("pip", "wheel", "--no-deps", "--no-build-isolation")
-    run(sys.executable, "-m", *build, "--wheel-dir", tmp_path, ROOT)
-    (wheel,) = tmp_path.glob("*.whl")
-    assert wheel.stat().st_size < 2**20
-    run(sys.executable, "-m", "venv", tmp_path / "venv")
-    python = tmp_path / "venv/bin/python"
-    run(python, "-m", "pip", "install", "-c", ROOT / "constraints.txt", f"{wheel}[openvino]")
-    there = distributions(run(python, "-m", "pip", "list", "--format=freeze").splitlines())
-    assert "openvino" in there
-    assert not there & {"torch", "scipy", "scikit-learn", "onnx", "onnxruntime"}
-    inspector = new_bank(tmp_path / "bank")
-    teach(inspector, "bolt")
-    export(tmp_path / "bank", tmp_path / "edge")
-    Image.fromarray(photos("bolt", 1, seed=3)[0]).save(tmp_path / "photo.png")
-    verdict = json.loads(run(python, "-m", "continuad", "inspect", "edge", "photo.png", "--json"))
-    assert verdict["product"] == "bolt"
-    assert verdict["score"] == pytest.approx(inspector.inspect(tmp_path / "photo.png").score, rel=2e-2)
+
+def test_the_citation_is_of_this_version() -> None:
+    assert f"\nversion: {PROJECT['version']}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+@pytest.mark.parametrize("paper", ["CONTRIBUTING.md", "SECURITY.md"])
+def test_what_a_paper_points_to_is_there(paper: str) -> None:
+    text = (ROOT / paper).read_text()
+    links = set(re.findall(r"\]\(([^)#]+)\)", text))
+    code = {each.removeprefix("src/continuad/") for each in re.findall(r"`([\w/]+/\w+\.py)`", text)}
+    files = {ROOT / link for link in links if "://" not in link}
+    files |= {ROOT / each if each.startswith("tests/") else ROOT / "src/continuad" / each for each in code}
+    assert len(files) > 10
+    assert {path for path in files if not path.exists()} == set()

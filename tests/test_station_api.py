@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-for needed in ("fastapi", "httpx", "sqlalchemy"):
-    pytest.importorskip(needed)
+pytest.importorskip("fastapi")
+pytest.importorskip("httpx")
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -288,7 +288,7 @@ def test_corrections(client: httpx.Client, mark: str) -> None:
 def test_exports_hold_what_the_history_shows(client: httpx.Client, mark: str) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     images = shots("bolt", 3)
-    since = [inspect(client, image, reference=mark) for image in images][0]["time"]
+    since, *_ = [inspect(client, image, reference=mark)["time"] for image in images]
     wanted = {"since": since, "product": "bolt"}
     ids = [each["id"] for each in history(client, **wanted)]
     text = client.get(f"{ROOT}/history.csv", params=wanted)
@@ -518,7 +518,9 @@ def test_a_lesson_that_is_asked_for_twice_is_taught_once(client: httpx.Client, m
     assert (later["id"], later["state"]) == (job, "cancelled")
 
 
-def test_jobs_are_cancelled_while_they_wait_and_while_they_run(station: Running, client: httpx.Client) -> None:
+def test_jobs_are_cancelled_while_they_wait_and_while_they_run(
+    station: Running, client: httpx.Client
+) -> None:
     made = photo_set(client, shots("nut", 6))
     with listening(client) as heard:
         running = teach(client, name="nut", photo_set=made)
@@ -539,6 +541,7 @@ def test_jobs_are_cancelled_while_they_wait_and_while_they_run(station: Running,
     assert len(client.get(f"{ROOT}/photo-sets/{made}").json()["photos"]) == 6  # for another try
 
 
+@pytest.mark.slow
 def test_a_job_is_cancelled_at_whatever_moment(client: httpx.Client) -> None:
     made = photo_set(client, shots("nut", 6))
     for _ in range(6):
@@ -662,6 +665,7 @@ def test_who_knows_the_token_comes_in(folder: Path) -> None:
         assert station.end() == 0
 
 
+@pytest.mark.slow
 def test_a_station_without_products_says_so(tmp_path: Path) -> None:
     Inspector.create(tmp_path / "empty.bank", backbone="tiny", weights="random", image_size=32)
     with Running(tmp_path / "empty.bank") as station:
@@ -724,7 +728,9 @@ def test_a_station_without_its_database_is_not_ready(folder: Path, postgresql: s
 
 def _cut(connection: Any) -> None:
     """End all connections to the database "away"."""
-    connection.exec_driver_sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'away'")
+    connection.exec_driver_sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'away'"
+    )
 
 
 def test_events_end_when_the_station_does(folder: Path) -> None:
@@ -733,13 +739,12 @@ def test_events_end_when_the_station_does(folder: Path) -> None:
 
         def listen() -> None:
             with station.visitor() as visitor, visitor.stream("GET", f"{ROOT}/events") as stream:
-                for line in stream.iter_lines():
-                    ends.append(line)
+                ends.extend(stream.iter_lines())
             ends.append("end")
 
         thread = threading.Thread(target=listen)
         thread.start()
-        wait_for(lambda: ends)
+        wait_for(lambda: station.client.get("/metrics").text.count("/events"))
         assert station.end() == 0  # it does not wait for those who listen
         thread.join(timeout=10)
         assert ends[-1] == "end"

@@ -30,7 +30,7 @@ from continuad.station.security import (
 )
 from continuad.station.settings import Limits, StationSettings
 
-TOKEN = "a token that is long enough"
+TOKEN = "a-token-that-is-long-enough"
 
 
 def settings_of(**changes: Any) -> StationSettings:

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -28,6 +29,7 @@ from continuad.inspector import Inspector, Product
 from continuad.inspector.product import file_stem
 from continuad.progress import Progress, silent
 from continuad.runtime.folder import (
+    FILE,
     MANIFEST,
     ExportedProduct,
     ExportManifest,
@@ -219,10 +221,11 @@ class _Draft:
 
     def manifest(self, source: Mapping[str, str], *, int8: bool) -> ExportManifest | None:
         """What the folder holds; None if nothing."""
-        others = {path.name for path in self.folder.iterdir()} - {"heads", ".lock"}
-        if MANIFEST not in others:
-            strange = {name for name in others if not name.startswith("backbone-")}
-            if strange:
+        if (self.folder / "heads").is_symlink():
+            raise ExportError(f"The heads in {self.folder} are a link elsewhere.", "Choose a new folder.")
+        if not (self.folder / MANIFEST).exists():
+            found = {path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*")}
+            if strange := {name for name in found if not _is_ours(name) and name not in ("heads", ".lock")}:
                 raise ExportError(
                     f"{self.folder} holds {min(strange)!r}, which is no export.", "Choose a new folder."
                 )
@@ -263,5 +266,12 @@ class _Draft:
         named = manifest.files()
         with contextlib.suppress(OSError):  # what cannot be removed stays for the next export
             for path in (*self.folder.glob("backbone-*"), *self.folder.glob("heads/*")):
-                if str(path.relative_to(self.folder).as_posix()) not in named:
+                name = path.relative_to(self.folder).as_posix()
+                if name not in named and _is_ours(name):
                     path.unlink()
+
+
+def _is_ours(name: str) -> bool:
+    """Whether an export may have written a file, or what a killed one leaves of it."""
+    whole = re.sub(r"\.[0-9]+\.tmp$", "", name)
+    return whole == MANIFEST or FILE.fullmatch(whole) is not None

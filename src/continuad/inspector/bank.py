@@ -19,6 +19,7 @@ import base64
 import contextlib
 import glob
 import hashlib
+import re
 import shutil
 import tempfile
 import time
@@ -44,6 +45,7 @@ LOCK_SECONDS = 60
 SETTLED_SECONDS = 2
 """Two writes within this time may leave the same time stamp: that is how coarse FAT is."""
 DRAFT = ".draft"
+OUR_FILE = re.compile(r"[a-z0-9-]+-r[0-9]+\.(safetensors|jpg)(\.[0-9]+\.tmp)?")
 
 RESTORE = "Restore it from a backup; a product can also be learnt again."
 
@@ -336,12 +338,13 @@ class Bank:
     def _sweep(self) -> None:
         """Remove what no manifest names, left by this writer or one that was killed; the lock is held.
 
-        What cannot be removed stays for the next writer: what was committed is committed.
+        What cannot be removed stays for the next writer: what was committed is committed. What no bank would
+        have written is left alone, and so is a folder elsewhere that a link leads to.
         """
-        named = self.manifest().files
+        named, folder = self.manifest().files, self.path / "products"
         with contextlib.suppress(OSError):
-            for file in (self.path / "products").iterdir():
-                if f"products/{file.name}" not in named:
+            for file in () if folder.is_symlink() else folder.iterdir():
+                if f"products/{file.name}" not in named and OUR_FILE.fullmatch(file.name):
                     file.unlink(missing_ok=True)
             for file in self.path.glob("manifest.json.*"):
                 file.unlink(missing_ok=True)

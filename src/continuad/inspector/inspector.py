@@ -30,6 +30,7 @@ from continuad.inspector.bank import Bank
 from continuad.inspector.calibration import check_false_alarm_rate, threshold
 from continuad.inspector.choice import AUTO, choose, method_of
 from continuad.inspector.learning import BATCH, chosen_head, embed_learnt, examine, training_key
+from continuad.inspector.manifest import LARGEST, SMALLEST
 from continuad.inspector.product import Calibration, Product, check_name
 from continuad.inspector.samples import Photos, encode
 from continuad.progress import Progress, silent
@@ -89,8 +90,10 @@ class Inspector:
             device: a torch device.
             progress: told about a download of weights.
         """
-        if not 32 <= image_size <= 2048:
-            raise SettingsError(f"An image size of {image_size} will not do.", "Choose 32 to 2048 pixels.")
+        if not SMALLEST <= image_size <= LARGEST:
+            raise SettingsError(
+                f"An image size of {image_size} will not do.", f"Choose {SMALLEST} to {LARGEST} pixels."
+            )
         network = create_backbone(backbone, weights=weights, progress=progress)
         routing = routing or RoutingSettings(network.stage(16))
         network.block(routing.tap)

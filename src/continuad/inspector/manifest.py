@@ -16,6 +16,9 @@ from continuad.inspector.product import Product
 FORMAT = "continuad-bank"
 VERSION = 1
 
+SMALLEST, LARGEST = 32, 2048
+"""Sides that images may be resized to, in pixels."""
+
 BACKBONE_FILE = re.compile(r"backbone-[0-9a-f]{12}\.safetensors")
 PRODUCT_FILE = re.compile(r"products/[a-z0-9-]+-r[0-9]+\.safetensors")
 SAMPLES_FILE = re.compile(r"(products/[a-z0-9-]+-r[0-9]+\.jpg)?")
@@ -93,6 +96,8 @@ class Manifest:
                 {product.name: product for product in products},
                 {product.name: product for product in archived},
             )
+            if type(manifest.image_size) is not int or not SMALLEST <= manifest.image_size <= LARGEST:
+                raise damaged
             inside = [
                 BACKBONE_FILE.fullmatch(manifest.backbone["file"]),
                 *(PRODUCT_FILE.fullmatch(product.file) for product in (*products, *archived)),

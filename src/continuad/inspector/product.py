@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -85,7 +86,11 @@ class Product:
             values = {"prototype": "", "reason": "", "samples": "", "samples_sha256": "", **values}
             plain = {field.name: values[field.name] for field in fields(cls)}
             plain |= {"taps": tuple(values["taps"]), "calibration": Calibration(**calibration)}
-        except (KeyError, TypeError) as error:
+            check_name(plain["name"])
+            numbers = (plain["limit"], *calibration["scores"], calibration["threshold"])
+            if not all(math.isfinite(number) for number in numbers):
+                raise TypeError("a number that is none")
+        except (KeyError, TypeError, AttributeError, ProductError) as error:
             raise BankError(
                 f"The bank's entry of a product is damaged ({error}).", "Restore the bank from a backup."
             ) from error

@@ -1,4 +1,4 @@
-"""The queue of inspections: one worker takes them in batches, and answers when they are stored."""
+"""The queue of inspections: workers inspect, one thread stores what they find, and then it is answered."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any, TypeVar
+from itertools import islice, takewhile
+from typing import TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -25,9 +26,15 @@ from continuad.station.preparing import Prepared
 from continuad.station.records import check_text
 from continuad.verdict import Verdict
 
+WORKERS = 8
 BATCH = 8
-PATIENCE = 4
-"""Batches that an errand waits for at most."""
+"""Inspections that are stored together at most."""
+
+UNSTORED = 16
+"""Images that are inspected and not stored yet, at most; a slow disk holds the workers up."""
+
+PATIENCE = 32
+"""Inspections that an errand waits for at most."""
 
 MAP_SIDE = 256
 SUFFIXES = {
@@ -89,27 +96,38 @@ class Order:
         check_text("idempotency key", self.key or "", 200)
         check_text("file's path", self.origin or "", 4096)
 
-    @property
-    def manner(self) -> tuple[str, bool]:
-        """What images of one batch share."""
-        return self.product or "", self.reject_unknown
-
 
 def suffix(data: bytes) -> str:
     """The file name suffix of an encoded picture that was decoded before."""
     return next(each for start, each in SUFFIXES.items() if data.startswith(start))
 
 
-class Inspecting:
-    """Inspects what waits, in the order in which it came, up to 8 images at a time.
+@dataclass(eq=False)
+class _Task:
+    """An order under way; it stays in its place until what became of it is stored."""
 
-    An order is done when its inspection is in the history, on the disk.
+    order: Order
+    future: Future[Inspection]
+    began: float
+    is_alone: bool
+    is_over: bool = False
+    news: NewInspection | None = None
+
+
+class Inspecting:
+    """Inspects what waits, in the order in which it came, as many images at a time as there are cores.
+
+    An order is done when its inspection is in the history, on the disk: what was inspected is stored, all
+    that there is together, while the next images are being inspected.
+
+    An image that is alone has all cores; of several, each has one, since the cores do more for several images
+    than for one, in a batch or not.
 
     Args:
-        inspector: of the bank; used by the worker alone.
+        inspector: of the bank; used by the workers alone.
         history: where inspections go.
         limit: orders that wait at most.
-        report: told what was stored, in the worker's thread.
+        report: told what was stored, in the storing thread.
     """
 
     def __init__(
@@ -122,30 +140,41 @@ class Inspecting:
     ) -> None:
         self._inspector, self._history, self._report = inspector, history, report
         self.limit = limit
+        self._cores = torch.get_num_threads()
         self._orders: deque[tuple[Order, Future[Inspection]]] = deque()
-        self._errands: deque[Callable[[], None]] = deque()
+        self._tasks: deque[_Task] = deque()
+        self._errands: deque[Callable[[Inspector], None]] = deque()
         self._changed = threading.Condition()
         self._is_ending = False
         self._patience = PATIENCE
         self._pace = 0.05  # seconds per image, smoothed
-        self._thread = threading.Thread(target=self._work, name="inspecting", daemon=True)
+        self._threads = [threading.Thread(target=self._store, name="storing", daemon=True)]
 
     def start(self) -> None:
         """Begin to work."""
-        self._thread.start()
+        inspectors = [self._inspector]
+        while len(inspectors) < min(self._cores, WORKERS):
+            inspectors.append(Inspector.open(self._inspector.bank.path))
+        self._threads += [
+            threading.Thread(target=self._work, args=(each,), name=f"inspecting {number}", daemon=True)
+            for number, each in enumerate(inspectors)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         """Inspect what waits, refuse what comes, and end."""
         with self._changed:
             self._is_ending = True
             self._changed.notify_all()
-        if self._thread.ident:
-            self._thread.join()
+        for thread in self._threads:
+            if thread.ident:
+                thread.join()
 
     @property
     def is_alive(self) -> bool:
-        """Whether the worker works."""
-        return self._thread.is_alive()
+        """Whether the workers work."""
+        return all(thread.is_alive() for thread in self._threads)
 
     @property
     def waiting(self) -> int:
@@ -171,13 +200,13 @@ class Inspecting:
             raise QueueFullError(max(1, round(self._pace * len(self._orders))))
 
     def when_idle(self, call: Callable[[Inspector], T]) -> Future[T]:
-        """Call with the inspector when no inspection waits, or after a few batches; for short work."""
+        """Call with an inspector when no inspection waits, or after a few; for short work."""
         future: Future[T] = Future()
 
-        def run() -> None:
+        def run(inspector: Inspector) -> None:
             if future.set_running_or_notify_cancel():
                 try:
-                    future.set_result(call(self._inspector))
+                    future.set_result(call(inspector))
                 except BaseException as error:
                     future.set_exception(error)
 
@@ -189,74 +218,88 @@ class Inspecting:
             self._changed.notify_all()
         return future
 
-    def _work(self) -> None:
-        while True:
-            batch, errand = self._next()
-            if batch:
-                self._inspect(batch)
-            elif errand:
-                errand()
-            else:
-                return
-
-    def _next(self) -> tuple[list[tuple[Order, Future[Inspection]]], Callable[[], None] | None]:
-        """Wait for work; none comes when the worker has to end."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._orders or self._errands or self._is_ending)
-            self._patience = PATIENCE if not self._errands else self._patience - bool(self._orders)
-            if self._orders and self._patience:
-                return [self._orders.popleft() for _ in range(min(BATCH, len(self._orders)))], None
-            self._patience = PATIENCE
-            return [], self._errands.popleft() if self._errands else None
-
-    def _inspect(self, batch: list[tuple[Order, Future[Inspection]]]) -> None:
-        """Inspect a batch, store it, answer; what goes wrong is an answer, too."""
-        started = time.perf_counter()
-        batch = [(order, future) for order, future in batch if future.set_running_or_notify_cancel()]
-        found: list[tuple[NewInspection, Future[Inspection]]] = []
-        for _, group in groupby(sorted(batch, key=lambda each: each[0].manner), lambda each: each[0].manner):
-            alike = list(group)
+    def _work(self, inspector: Inspector) -> None:
+        while (work := self._next()) is not None:
+            if not isinstance(work, _Task):
+                work(inspector)
+                continue
+            torch.set_num_threads(self._cores if work.is_alone else 1)  # of this thread
             try:
-                news = self._examine([order for order, _ in alike])
-                found += zip(news, (future for _, future in alike), strict=True)
+                work.news = _examine(inspector, work.order)
             except Exception as error:
-                _refuse([future for _, future in alike], error)
-        if not found:
-            return
-        self._store(found)
-        self._pace += 0.2 * ((time.perf_counter() - started) / len(batch) - self._pace)
+                work.future.set_exception(error)
+            with self._changed:
+                work.is_over = True
+                self._changed.notify_all()
 
-    def _store(self, found: list[tuple[NewInspection, Future[Inspection]]]) -> None:
+    def _next(self) -> _Task | Callable[[Inspector], None] | None:
+        """Wait for work; none comes when the workers have to end."""
+        with self._changed:
+            while True:
+                if self._errands and (self._patience == 0 or not (self._orders or self._tasks)):
+                    self._patience = PATIENCE
+                    return self._errands.popleft()
+                if self._orders and len(self._tasks) < UNSTORED:
+                    self._patience -= bool(self._errands)
+                    order, future = self._orders.popleft()
+                    if future.set_running_or_notify_cancel():
+                        is_alone = not self._orders and all(task.is_over for task in self._tasks)
+                        self._tasks.append(_Task(order, future, time.perf_counter(), is_alone))
+                        return self._tasks[-1]
+                elif self._is_ending and not (self._orders or self._errands):
+                    return None
+                else:
+                    self._changed.wait()
+
+    def _store(self) -> None:
+        """Store what was inspected, in the order in which it came, and answer."""
+        last = 0.0
+        while batch := self._inspected():
+            if found := [task for task in batch if task.news]:
+                self._keep(found)
+            now = time.perf_counter()
+            self._pace += 0.2 * ((now - max(last, batch[0].began)) / len(batch) - self._pace)
+            last = now
+            with self._changed:
+                for _ in batch:
+                    self._tasks.popleft()
+                self._changed.notify_all()
+
+    def _inspected(self) -> list[_Task]:
+        """Wait for tasks that are over and have none before them that is not."""
+        with self._changed:
+            while not (self._tasks and self._tasks[0].is_over):
+                if self._is_ending and not (self._tasks or self._orders):
+                    return []
+                self._changed.wait()
+            return list(takewhile(lambda task: task.is_over, islice(self._tasks, BATCH)))
+
+    def _keep(self, tasks: list[_Task]) -> None:
         """Store inspections and answer; one that uses another's key must not take the others along."""
         try:
-            stored = self._history.add([new for new, _ in found])
+            stored = self._history.add([task.news for task in tasks if task.news])
         except ConflictError as error:
-            if len(found) == 1:
-                _refuse([found[0][1]], error)
+            if len(tasks) == 1:
+                tasks[0].future.set_exception(error)
             else:
-                for each in found:
-                    self._store([each])
+                for task in tasks:
+                    self._keep([task])
         except Exception as error:
-            _refuse([future for _, future in found], error)
+            for task in tasks:
+                task.future.set_exception(error)
         else:
-            for inspection, (_, future) in zip(stored, found, strict=True):
-                future.set_result(inspection)
+            for inspection, task in zip(stored, tasks, strict=True):
+                task.future.set_result(inspection)
             self._report(stored)
 
-    def _examine(self, orders: Sequence[Order]) -> list[NewInspection]:
-        """Inspect images that are to be inspected in the same manner."""
-        product, reject_unknown = orders[0].product, orders[0].reject_unknown
-        heads = {each.name: each.sha256 for each in self._inspector.products.values()}
-        images: list[ImageSource] = [order.picture.small for order in orders]
-        verdicts = self._inspector.inspect(images, product=product, reject_unknown=reject_unknown)
-        return [
-            _as_news(order, verdict, heads.get(verdict.product or ""), self._embedding(order, verdict))
-            for order, verdict in zip(orders, verdicts, strict=True)
-        ]
 
-    def _embedding(self, order: Order, verdict: Verdict) -> NDArray[np.float32] | None:
-        """What tells one unknown image from another."""
-        return self._inspector.embed([order.picture.small])[0] if verdict.product is None else None
+def _examine(inspector: Inspector, order: Order) -> NewInspection:
+    """Inspect an image."""
+    image: ImageSource = order.picture.small
+    heads = {each.name: each.sha256 for each in inspector.products.values()}
+    verdict = inspector.inspect(image, product=order.product, reject_unknown=order.reject_unknown)
+    embedding = inspector.embed([image])[0] if verdict.product is None else None  # tells unknown ones apart
+    return _as_news(order, verdict, heads.get(verdict.product or ""), embedding)
 
 
 def _as_news(
@@ -299,9 +342,3 @@ def _encode(verdict: Verdict) -> tuple[bytes, float]:
     stream = io.BytesIO()
     values.save(stream, "PNG", compress_level=1)
     return stream.getvalue(), peak
-
-
-def _refuse(futures: Sequence[Future[Any]], error: Exception) -> None:
-    """Answer with a failure; what no user can cause says so."""
-    for future in futures:
-        future.set_exception(error)

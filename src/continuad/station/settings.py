@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
@@ -78,8 +79,11 @@ class StationSettings:
                 f"Whoever reaches {self.host} could change what the station knows.",
                 "Give it a token that clients must know, or listen on 127.0.0.1.",
             )
-        if self.token is not None and len(self.token) < 16:
-            raise SettingsError("The token is too short to keep anybody out.", "Give 16 characters or more.")
+        if self.token is not None and not re.fullmatch("[!-~]{16,}", self.token):
+            raise SettingsError(
+                "The token cannot be used: it is short, or not plain.",
+                "Give 16 letters, digits and signs or more, without blanks.",
+            )
         if self.budget < MIB:
             raise SettingsError("The disk budget holds no picture.", "Give 1 MiB or more.")
 

@@ -69,7 +69,7 @@ async def inspect(
         station.inspecting.check_room()
         order = Order(
             await station.preparing.prepare(data),
-            product=await in_thread(station.catalogue.named, product),
+            product=None if product is None else await in_thread(station.catalogue.named, product),
             reject_unknown=not nearest,
             source=source,
             reference=reference,

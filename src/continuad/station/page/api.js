@@ -40,7 +40,11 @@ async function call(method, path, { query, json, body, headers, signal } = {}) {
   } catch (error) {
     if (error.name === "AbortError") throw error;
     wire.dispatchEvent(new Event("silence"));
-    throw new ApiError(0, "The station does not answer.", "Check that it runs and that the network works; the page keeps trying.");
+    throw new ApiError(
+      0,
+      "The station does not answer.",
+      "Check that it runs and that the network works; the page keeps trying.",
+    );
   }
   wire.dispatchEvent(new Event("answer"));
   if (response.ok) return response.status === 204 ? null : response.json();
@@ -76,7 +80,10 @@ export const inspect = (body, { product, nearest, reference, key, signal }) =>
   call("POST", "inspections", {
     body,
     query: { product, nearest, reference, source: "page" },
-    headers: { "Content-Type": body.type.startsWith("image/") ? body.type : "application/octet-stream", "Idempotency-Key": key },
+    headers: {
+      "Content-Type": body.type.startsWith("image/") ? body.type : "application/octet-stream",
+      "Idempotency-Key": key,
+    },
     signal,
   });
 export const inspections = (query, signal) => get("inspections", query, signal);
@@ -99,9 +106,15 @@ export const sampleOf = (id, index) => address(`products/${part(id)}/samples/${i
 export const changeProduct = (id, json) => call("PATCH", `products/${part(id)}`, { json });
 export const forgetProduct = (id) => call("DELETE", `products/${part(id)}`);
 export const calibration = (id, rate, useCorrections, signal) =>
-  get(`products/${part(id)}/calibration`, { false_alarm_rate: rate, use_corrections: useCorrections ? "true" : null }, signal);
+  get(
+    `products/${part(id)}/calibration`,
+    { false_alarm_rate: rate, use_corrections: useCorrections ? "true" : null },
+    signal,
+  );
 export const recalibrate = (id, rate, useCorrections) =>
-  call("POST", `products/${part(id)}/recalibration`, { json: { false_alarm_rate: rate, use_corrections: useCorrections } });
+  call("POST", `products/${part(id)}/recalibration`, {
+    json: { false_alarm_rate: rate, use_corrections: useCorrections },
+  });
 
 export const newPhotoSet = () => call("POST", "photo-sets");
 export const photoSet = (id, signal) => get(`photo-sets/${part(id)}`, {}, signal);

@@ -25,7 +25,8 @@ export function listen() {
   source.addEventListener("error", () => {
     lose();
     // Closed for good by an answer that was an error; the browser retries only when nothing answered.
-    if (source.readyState === EventSource.CLOSED) setTimeout(() => document.hidden || listen(), (wait = Math.min(2 * wait, 15_000)));
+    if (source.readyState === EventSource.CLOSED)
+      setTimeout(() => document.hidden || listen(), (wait = Math.min(2 * wait, 15_000)));
   });
   for (const kind of KINDS) source.addEventListener(kind, (event) => tell(kind, JSON.parse(event.data)));
 }

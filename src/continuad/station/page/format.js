@@ -40,7 +40,9 @@ export function bytes(value) {
 /** A false-alarm rate as "1 in 100"; rates that are no such fraction as a percentage. */
 export function oneIn(rate) {
   const n = 1 / rate;
-  return n < 4 || Math.abs(n - Math.round(n)) > 0.05 * n ? `${number(100 * rate)} in 100` : `1 in ${count(Math.round(n))}`;
+  return n < 4 || Math.abs(n - Math.round(n)) > 0.05 * n
+    ? `${number(100 * rate)} in 100`
+    : `1 in ${count(Math.round(n))}`;
 }
 
 /** The false-alarm rates that people choose from. */
@@ -51,7 +53,8 @@ export function ratio(inspection) {
   return inspection.score === null || !(inspection.threshold > 0) ? null : inspection.score / inspection.threshold;
 }
 
-export const times = (value) => `${value >= 9.95 ? Math.round(value) : value >= 0.995 ? value.toFixed(1) : value.toFixed(2)}×`;
+export const times = (value) =>
+  `${value >= 9.95 ? Math.round(value) : value >= 0.995 ? value.toFixed(1) : value.toFixed(2)}×`;
 
 /** The verdict in a sentence, for screen readers and titles. */
 export function sentence(inspection) {

@@ -25,15 +25,51 @@ const KEYS = [
 
 export function help() {
   const { status } = station;
-  dialog("help", "Help", () => [
-    h("div", { class: "help-verdicts" }, Object.entries(VERDICTS).map(([label, text]) => h("div", { class: "row nowrap" }, h("span", { class: `help-sign ${label}` }, icon(SYMBOLS[label], 36)), h("p", {}, h("strong", {}, WORDS[label]), h("br"), text)))),
-    h("h3", {}, "How to go on"),
-    h("ul", {},
-      h("li", {}, "Teach: photos of good parts are enough. 6 at least, better 50, taken as they will be inspected."),
-      h("li", {}, "A wrong verdict? Say “this was good” or “this was bad”. Under Products the limit can then be set anew."),
-      h("li", {}, "Too many good parts stopped? Products → the product → fewer false alarms; you see the effect before it counts.")),
-    h("h3", {}, "Keys"),
-    h("dl", { class: "keys" }, KEYS.map(([key, what]) => [h("dt", {}, h("kbd", {}, key)), h("dd", {}, what)])),
-    status && h("p", { class: "muted" }, `continuad ${status.version} · ${status.bank} · ${status.backbone}, ${status.image_size} pixels`),
-  ], { wide: true });
+  dialog(
+    "help",
+    "Help",
+    () => [
+      h(
+        "div",
+        { class: "help-verdicts" },
+        Object.entries(VERDICTS).map(([label, text]) =>
+          h(
+            "div",
+            { class: "row nowrap" },
+            h("span", { class: `help-sign ${label}` }, icon(SYMBOLS[label], 36)),
+            h("p", {}, h("strong", {}, WORDS[label]), h("br"), text),
+          ),
+        ),
+      ),
+      h("h3", {}, "How to go on"),
+      h(
+        "ul",
+        {},
+        h("li", {}, "Teach: photos of good parts are enough. 6 at least, better 50, taken as they will be inspected."),
+        h(
+          "li",
+          {},
+          "A wrong verdict? Say “this was good” or “this was bad”. Under Products the limit can then be set anew.",
+        ),
+        h(
+          "li",
+          {},
+          "Too many good parts stopped? Products → the product → fewer false alarms; you see the effect before it counts.",
+        ),
+      ),
+      h("h3", {}, "Keys"),
+      h(
+        "dl",
+        { class: "keys" },
+        KEYS.map(([key, what]) => [h("dt", {}, h("kbd", {}, key)), h("dd", {}, what)]),
+      ),
+      status &&
+        h(
+          "p",
+          { class: "muted" },
+          `continuad ${status.version} · ${status.bank} · ${status.backbone}, ${status.image_size} pixels`,
+        ),
+    ],
+    { wide: true },
+  );
 }

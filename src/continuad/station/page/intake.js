@@ -10,7 +10,16 @@ export const isPicture = (file) => file.type.startsWith("image/") || PICTURE.tes
 export function choose({ folder = false, id = "chooser" } = {}) {
   return new Promise((resolve) => {
     document.getElementById(id)?.remove();
-    const input = h("input", { id, type: "file", class: "unseen", tabindex: -1, "aria-hidden": "true", multiple: true, accept: folder ? null : "image/*,.tif,.tiff,.bmp", webkitdirectory: folder });
+    const input = h("input", {
+      id,
+      type: "file",
+      class: "unseen",
+      tabindex: -1,
+      "aria-hidden": "true",
+      multiple: true,
+      accept: folder ? null : "image/*,.tif,.tiff,.bmp",
+      webkitdirectory: folder,
+    });
     input.addEventListener("change", () => resolve([...input.files].filter(isPicture)), { once: true });
     input.addEventListener("cancel", () => resolve([]), { once: true });
     document.body.append(input);
@@ -45,29 +54,49 @@ export function intake(take, signal) {
   let depth = 0;
   const shade = (over) => document.body.classList.toggle("dragging", over);
   const files = (event) => event.dataTransfer?.types.includes("Files");
-  on(document, "dragenter", (event) => {
-    if (!files(event)) return;
-    event.preventDefault();
-    depth += 1;
-    shade(true);
-  }, signal);
-  on(document, "dragover", (event) => files(event) && event.preventDefault(), signal);
-  on(document, "dragleave", () => {
-    depth = Math.max(0, depth - 1);
-    if (depth === 0) shade(false);
-  }, signal);
-  on(document, "drop", async (event) => {
-    event.preventDefault();
-    depth = 0;
-    shade(false);
-    take(await dropped(event.dataTransfer));
-  }, signal);
-  on(document, "paste", (event) => {
-    const pictures = [...(event.clipboardData?.files ?? [])].filter(isPicture);
-    if (pictures.length) {
+  on(
+    document,
+    "dragenter",
+    (event) => {
+      if (!files(event)) return;
       event.preventDefault();
-      take(pictures);
-    }
-  }, signal);
+      depth += 1;
+      shade(true);
+    },
+    signal,
+  );
+  on(document, "dragover", (event) => files(event) && event.preventDefault(), signal);
+  on(
+    document,
+    "dragleave",
+    () => {
+      depth = Math.max(0, depth - 1);
+      if (depth === 0) shade(false);
+    },
+    signal,
+  );
+  on(
+    document,
+    "drop",
+    async (event) => {
+      event.preventDefault();
+      depth = 0;
+      shade(false);
+      take(await dropped(event.dataTransfer));
+    },
+    signal,
+  );
+  on(
+    document,
+    "paste",
+    (event) => {
+      const pictures = [...(event.clipboardData?.files ?? [])].filter(isPicture);
+      if (pictures.length) {
+        event.preventDefault();
+        take(pictures);
+      }
+    },
+    signal,
+  );
   atEnd(signal, () => shade(false));
 }

@@ -21,17 +21,23 @@ export async function openItem(id, { items = () => [], more = async () => {}, ch
     changed(inspection);
   };
   let close = () => {};
-  const panel = new VerdictPanel({ changed: told, again: async (inspection, product) => {
-    try {
-      await session.again(inspection, product);
-      close();
-      location.hash = "#/inspect";
-    } catch (error) {
-      complain(error);
-    }
-  } });
+  const panel = new VerdictPanel({
+    changed: told,
+    again: async (inspection, product) => {
+      try {
+        await session.again(inspection, product);
+        close();
+        location.hash = "#/inspect";
+      } catch (error) {
+        complain(error);
+      }
+    },
+  });
   const side = h("div", { class: "side" }, waiting());
-  const [before, after] = [iconButton("left", "Newer (←)", { id: "item-newer", onclick: () => step(-1) }), iconButton("right", "Older (→)", { id: "item-older", onclick: () => step(1) })];
+  const [before, after] = [
+    iconButton("left", "Newer (←)", { id: "item-newer", onclick: () => step(-1) }),
+    iconButton("right", "Older (→)", { id: "item-older", onclick: () => step(1) }),
+  ];
   const place = h("span", { class: "muted" });
 
   async function show(which) {
@@ -48,7 +54,11 @@ export async function openItem(id, { items = () => [], more = async () => {}, ch
       put(side, panel.element);
       announce(sentence(inspection));
     } catch (error) {
-      if (error.name !== "AbortError") put(side, failed(error, () => show(which)));
+      if (error.name !== "AbortError")
+        put(
+          side,
+          failed(error, () => show(which)),
+        );
     }
   }
   async function step(by) {
@@ -60,13 +70,24 @@ export async function openItem(id, { items = () => [], more = async () => {}, ch
     if (items()[at] && items()[at].id !== id) show(items()[at].id);
   }
   const judge = (truth) => () => panel.judge(truth).catch(complain);
-  keys({ ArrowLeft: () => step(-1), ArrowRight: () => step(1), g: judge("good"), b: judge("bad"), inDialog: true }, gone.signal);
+  keys(
+    { ArrowLeft: () => step(-1), ArrowRight: () => step(1), g: judge("good"), b: judge("bad"), inDialog: true },
+    gone.signal,
+  );
   const leave = () => close();
   window.addEventListener("hashchange", leave, { signal: gone.signal });
-  const closed = dialog("item", "Inspection", (end) => {
-    close = end;
-    return [h("div", { class: "row item-steps" }, before, place, after), h("div", { class: "inspect-body" }, h("div", { class: "stage-area" }, viewer.element), side)];
-  }, { wide: true });
+  const closed = dialog(
+    "item",
+    "Inspection",
+    (end) => {
+      close = end;
+      return [
+        h("div", { class: "row item-steps" }, before, place, after),
+        h("div", { class: "inspect-body" }, h("div", { class: "stage-area" }, viewer.element), side),
+      ];
+    },
+    { wide: true },
+  );
   show(id);
   await closed;
   gone.abort();

@@ -8,7 +8,12 @@ import { SYMBOLS, WORDS, sentence } from "./format.js";
 /** A button with an icon and words; `props.id` or `props.data.test` names it for the tests. */
 export function button(symbol, words, props = {}) {
   const { class: kind = "", ...rest } = props;
-  return h("button", { type: "button", class: `button ${kind}`, ...rest }, symbol && icon(symbol), h("span", {}, words));
+  return h(
+    "button",
+    { type: "button", class: `button ${kind}`, ...rest },
+    symbol && icon(symbol),
+    h("span", {}, words),
+  );
 }
 
 /** A link that looks like a button. */
@@ -20,7 +25,11 @@ export function linkButton(symbol, words, href, props = {}) {
 /** A square button with an icon only. */
 export function iconButton(symbol, label, props = {}) {
   const { class: kind = "", ...rest } = props;
-  return h("button", { type: "button", class: `button square ${kind}`, "aria-label": label, title: label, ...rest }, icon(symbol));
+  return h(
+    "button",
+    { type: "button", class: `button square ${kind}`, "aria-label": label, title: label, ...rest },
+    icon(symbol),
+  );
 }
 
 /** Keep a button busy while `work` runs; what it throws is shown as a toast. */
@@ -67,7 +76,12 @@ export const empty = (symbol, title, text, ...actions) =>
   );
 
 export const notice = (kind, ...children) =>
-  h("div", { class: `notice ${kind}` }, icon(kind === "warn" ? "warning" : kind === "ok" ? "good" : "help", 28), h("div", {}, children));
+  h(
+    "div",
+    { class: `notice ${kind}` },
+    icon(kind === "warn" ? "warning" : kind === "ok" ? "good" : "help", 28),
+    h("div", {}, children),
+  );
 
 /** Say something for some seconds. */
 export function toast(kind, text, detail = "") {
@@ -140,14 +154,25 @@ export const badge = (label) =>
 /** An inspection's picture, small; a sign where retention has removed it. */
 export function thumbnail(inspection, width = 160) {
   if (!inspection.has_picture) return h("span", { class: "no-picture" }, icon("archive", 28), "picture removed");
-  const image = h("img", { src: pictureOf(inspection.id, width), alt: sentence(inspection), loading: "lazy", decoding: "async" });
-  image.addEventListener("error", () => image.replaceWith(h("span", { class: "no-picture" }, icon("archive", 28), "no picture")));
+  const image = h("img", {
+    src: pictureOf(inspection.id, width),
+    alt: inspection.label ? sentence(inspection) : "",
+    loading: "lazy",
+    decoding: "async",
+  });
+  image.addEventListener("error", () =>
+    image.replaceWith(h("span", { class: "no-picture" }, icon("archive", 28), "no picture")),
+  );
   return image;
 }
 
 /** A bar of progress from 0 to 1; null while that is not known. */
 export function progress(label, value, props = {}) {
-  const bar = h("div", { class: "bar", role: "progressbar", "aria-label": label, "aria-valuemin": 0, "aria-valuemax": 100, ...props }, h("div"));
+  const bar = h(
+    "div",
+    { class: "bar", role: "progressbar", "aria-label": label, "aria-valuemin": 0, "aria-valuemax": 100, ...props },
+    h("div"),
+  );
   bar.set = (now) => {
     bar.classList.toggle("endless", now === null);
     if (now === null) bar.removeAttribute("aria-valuenow");

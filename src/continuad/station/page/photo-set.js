@@ -13,6 +13,7 @@ let looking = false;
 export const draft = Object.assign(new EventTarget(), {
   id: memory.get("photo-set"),
   name: memory.get("teach-name", ""),
+  from: memory.get("teach-from", []), // unknown inspections that are among the photos
   set: null,
   uploads: [],
   total: 0, // of the uploads that go on
@@ -21,6 +22,11 @@ export const draft = Object.assign(new EventTarget(), {
   rename(name) {
     draft.name = name;
     memory.set("teach-name", name);
+  },
+
+  comeFrom(inspections) {
+    draft.from = inspections ?? [];
+    memory.set("teach-from", draft.from);
   },
 
   /** Take up a set again: the one remembered, or that of a job that failed. */
@@ -59,14 +65,16 @@ export const draft = Object.assign(new EventTarget(), {
   async send(upload) {
     if (!draft.uploads.includes(upload)) return;
     try {
-      creating ??= draft.id ? null : api.newPhotoSet().then((set) => {
-        draft.remember(set.id);
-        draft.set = set;
-      });
+      creating ??= draft.id
+        ? null
+        : api.newPhotoSet().then((set) => {
+            draft.remember(set.id);
+            draft.set = set;
+          });
       await creating;
       const file = upload.file.fetch ? await upload.file.fetch() : upload.file;
       const photo = await patiently(() => api.addPhoto(draft.id, file, upload.name));
-      draft.set?.photos.push({ ...photo, warnings: [] });
+      if (!draft.set?.photos.some(({ id }) => id === photo.id)) draft.set?.photos.push({ ...photo, warnings: [] });
       draft.uploads = draft.uploads.filter((other) => other !== upload);
     } catch (error) {
       Object.assign(upload, { state: "failed", error });
@@ -142,6 +150,7 @@ export const draft = Object.assign(new EventTarget(), {
   letGo() {
     draft.remember(null);
     draft.rename("");
+    draft.comeFrom([]);
     draft.uploads = [];
     draft.tell();
   },

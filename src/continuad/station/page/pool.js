@@ -42,10 +42,12 @@ export class Pool {
     while (this.running < this.width && this.line.length) {
       this.running += 1;
       const task = this.line.shift();
-      Promise.resolve(task()).catch(console.error).finally(() => {
-        this.running -= 1;
-        this.next();
-      });
+      Promise.resolve(task())
+        .catch(console.error)
+        .finally(() => {
+          this.running -= 1;
+          this.next();
+        });
     }
   }
 }

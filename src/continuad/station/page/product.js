@@ -36,7 +36,13 @@ export function productPage({ root, signal, path }) {
     put(
       place,
       h("div", { class: "row" }, linkButton("left", "All products", "#/products", { id: "back", class: "quiet" })),
-      h("div", { class: "row spread" }, h("h1", { id: "product-name" }, product.name), product.state === "archived" && h("span", { class: "badge unknown" }, "archived"), manage(product, changed)),
+      h(
+        "div",
+        { class: "row spread" },
+        h("h1", { id: "product-name" }, product.name),
+        product.state === "archived" && h("span", { class: "badge unknown" }, "archived"),
+        manage(product, changed),
+      ),
       samples(product, 8),
       facts,
       strictness(product, { signal, applied: changed }),
@@ -57,59 +63,131 @@ function fill(element, product) {
     ["Size", bytes(product.bytes)],
     ["Method", product.method, product.reason],
   ];
-  put(element, rows.map(([name, value, more]) => h("div", {}, h("dt", {}, name), h("dd", {}, value, more && h("small", {}, more)))));
+  put(
+    element,
+    rows.map(([name, value, more]) =>
+      h("div", {}, h("dt", {}, name), h("dd", {}, value, more && h("small", {}, more))),
+    ),
+  );
 }
 
 function manage(product, changed) {
   const { id, name, state } = product;
   const archived = state === "archived";
-  const act = (element, work, done) => busy(element, async () => {
-    const answer = await work();
-    toast("ok", done);
-    await changed(answer);
+  const act = (element, work, done) =>
+    busy(element, async () => {
+      const answer = await work();
+      toast("ok", done);
+      await changed(answer);
+    });
+  const rename = button("edit", "Rename", {
+    id: "rename",
+    onclick: async () => {
+      const renamed = await renameDialog(product);
+      if (renamed) {
+        toast("ok", `“${name}” is now “${renamed.name}”.`);
+        await changed(renamed);
+      }
+    },
   });
-  const rename = button("edit", "Rename", { id: "rename", onclick: async () => {
-    const renamed = await renameDialog(product);
-    if (renamed) {
-      toast("ok", `“${name}” is now “${renamed.name}”.`);
-      await changed(renamed);
-    }
-  } });
-  const archive = button(archived ? "up" : "archive", archived ? "Restore" : "Archive", { id: "archive", onclick: async () => {
-    if (!archived && !(await confirmed("archive-dialog", `Archive “${name}”`, "Its parts will be unknown until it is restored. Nothing of it is lost.", "Archive", { symbol: "archive" }))) return;
-    act(archive, () => api.changeProduct(id, { archived: !archived }), archived ? `“${name}” is recognised again.` : `“${name}” is archived.`);
-  } });
-  const forget = button("trash", "Forget", { id: "forget", class: "danger-text", onclick: async () => {
-    if (!(await forgetDialog(product))) return;
-    toast("ok", `“${name}” was forgotten.`);
-    refresh("products").catch(() => {});
-    location.hash = "#/products";
-  } });
-  return h("div", { class: "row" }, linkButton("teach", "Teach again", `#/teach?again=${encodeURIComponent(name)}`, { id: "teach-again" }), linkButton("history", "History", `#/history?product=${encodeURIComponent(name)}`, { id: "product-history" }), rename, archive, forget);
+  const archive = button(archived ? "up" : "archive", archived ? "Restore" : "Archive", {
+    id: "archive",
+    onclick: async () => {
+      if (
+        !archived &&
+        !(await confirmed(
+          "archive-dialog",
+          `Archive “${name}”`,
+          "Its parts will be unknown until it is restored. Nothing of it is lost.",
+          "Archive",
+          { symbol: "archive" },
+        ))
+      )
+        return;
+      act(
+        archive,
+        () => api.changeProduct(id, { archived: !archived }),
+        archived ? `“${name}” is recognised again.` : `“${name}” is archived.`,
+      );
+    },
+  });
+  const forget = button("trash", "Forget", {
+    id: "forget",
+    class: "danger-text",
+    onclick: async () => {
+      if (!(await forgetDialog(product))) return;
+      toast("ok", `“${name}” was forgotten.`);
+      refresh("products").catch(() => {});
+      location.hash = "#/products";
+    },
+  });
+  return h(
+    "div",
+    { class: "row" },
+    linkButton("teach", "Teach again", `#/teach?again=${encodeURIComponent(name)}`, { id: "teach-again" }),
+    linkButton("history", "History", `#/history?product=${encodeURIComponent(name)}`, { id: "product-history" }),
+    rename,
+    archive,
+    forget,
+  );
 }
 
 const renameDialog = (product) =>
   dialog("rename-dialog", `Rename “${product.name}”`, (close) => {
-    const name = h("input", { id: "rename-name", value: product.name, maxlength: 80, required: true, autocomplete: "off", autofocus: true });
+    const name = h("input", {
+      id: "rename-name",
+      value: product.name,
+      maxlength: 80,
+      required: true,
+      autocomplete: "off",
+      autofocus: true,
+    });
     const save = button("edit", "Rename", { id: "rename-confirm", class: "primary", type: "submit" });
-    return h("form", { onsubmit: (event) => {
-      event.preventDefault();
-      busy(save, async () => close(await api.changeProduct(product.id, { name: name.value.trim() })));
-    } }, h("label", { class: "field" }, "New name", name), h("p", { class: "muted" }, "The history follows; nothing is taught anew."), h("div", { class: "row end" }, button(null, "Cancel", { onclick: () => close() }), save));
+    return h(
+      "form",
+      {
+        onsubmit: (event) => {
+          event.preventDefault();
+          busy(save, async () => close(await api.changeProduct(product.id, { name: name.value.trim() })));
+        },
+      },
+      h("label", { class: "field" }, "New name", name),
+      h("p", { class: "muted" }, "The history follows; nothing is taught anew."),
+      h("div", { class: "row end" }, button(null, "Cancel", { onclick: () => close() }), save),
+    );
   });
 
 const forgetDialog = (product) =>
   dialog("forget-dialog", `Forget “${product.name}”`, (close) => {
-    const forget = button("trash", "Forget for ever", { id: "forget-confirm", class: "danger", type: "submit", disabled: true });
-    const typed = h("input", { id: "forget-name", autocomplete: "off", autofocus: true, oninput: () => (forget.disabled = typed.value !== product.name) });
-    return h("form", { onsubmit: (event) => {
-      event.preventDefault();
-      busy(forget, async () => {
-        await api.forgetProduct(product.id);
-        close(true);
-      });
-    } },
-    h("p", {}, "What was learnt of it is removed and cannot be brought back. Its past verdicts stay in the history. To take it out of use for a while, archive it instead."),
-    h("label", { class: "field" }, h("span", {}, "To go on, type its name: ", h("strong", {}, product.name)), typed),
-    h("div", { class: "row end" }, button(null, "Cancel", { id: "forget-cancel", onclick: () => close() }), forget));
+    const forget = button("trash", "Forget for ever", {
+      id: "forget-confirm",
+      class: "danger",
+      type: "submit",
+      disabled: true,
+    });
+    const typed = h("input", {
+      id: "forget-name",
+      autocomplete: "off",
+      autofocus: true,
+      oninput: () => (forget.disabled = typed.value !== product.name),
+    });
+    return h(
+      "form",
+      {
+        onsubmit: (event) => {
+          event.preventDefault();
+          busy(forget, async () => {
+            await api.forgetProduct(product.id);
+            close(true);
+          });
+        },
+      },
+      h(
+        "p",
+        {},
+        "What was learnt of it is removed and cannot be brought back. Its past verdicts stay in the history. To take it out of use for a while, archive it instead.",
+      ),
+      h("label", { class: "field" }, h("span", {}, "To go on, type its name: ", h("strong", {}, product.name)), typed),
+      h("div", { class: "row end" }, button(null, "Cancel", { id: "forget-cancel", onclick: () => close() }), forget),
+    );
   });

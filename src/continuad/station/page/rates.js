@@ -14,11 +14,23 @@ const CHOICES = [
 export function rateChoice(value = 0.01) {
   const chosen = { value };
   const element = h(
-    "div", { class: "choices", role: "radiogroup", "aria-label": "How many good parts may be stopped" },
+    "div",
+    { class: "choices", role: "radiogroup", "aria-label": "How many good parts may be stopped" },
     CHOICES.map(([rate, words]) =>
-      h("label", { class: "choice" },
-        h("input", { type: "radio", name: "rate", value: String(rate), id: `rate-${Math.round(1 / rate)}`, checked: rate === value, onchange: () => (chosen.value = rate) }),
-        h("span", {}, h("strong", {}, oneIn(rate)), ` good parts may be stopped`, h("small", {}, words)))),
+      h(
+        "label",
+        { class: "choice" },
+        h("input", {
+          type: "radio",
+          name: "rate",
+          value: String(rate),
+          id: `rate-${Math.round(1 / rate)}`,
+          checked: rate === value,
+          onchange: () => (chosen.value = rate),
+        }),
+        h("span", {}, h("strong", {}, oneIn(rate)), ` good parts may be stopped`, h("small", {}, words)),
+      ),
+    ),
   );
   return { element, chosen };
 }

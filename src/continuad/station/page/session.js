@@ -26,7 +26,16 @@ export const session = Object.assign(new EventTarget(), {
   add(files, as = session.product) {
     batch += 1;
     const items = files.map((file) => ({
-      key: randomKey(), name: file.name, file, url: URL.createObjectURL(file), state: "waiting", inspection: null, error: null, as, line: false, batch,
+      key: randomKey(),
+      name: file.name,
+      file,
+      url: URL.createObjectURL(file),
+      state: "waiting",
+      inspection: null,
+      error: null,
+      as,
+      line: false,
+      batch,
     }));
     if (items.length === 0) return;
     session.items.unshift(...items.toReversed());
@@ -49,9 +58,15 @@ export const session = Object.assign(new EventTarget(), {
     try {
       const limit = station.status?.limits.bytes;
       if (limit && item.file.size > limit) {
-        throw new api.ApiError(413, `${item.name} is too large: ${bytes(item.file.size)}.`, `A picture may have ${bytes(limit)}.`);
+        throw new api.ApiError(
+          413,
+          `${item.name} is too large: ${bytes(item.file.size)}.`,
+          `A picture may have ${bytes(limit)}.`,
+        );
       }
-      item.inspection = await patiently(() => api.inspect(item.file, { product: item.as?.id, reference: item.name, key: item.key }));
+      item.inspection = await patiently(() =>
+        api.inspect(item.file, { product: item.as?.id, reference: item.name, key: item.key }),
+      );
       item.state = "done";
     } catch (error) {
       Object.assign(item, { state: "failed", error });
@@ -69,7 +84,17 @@ export const session = Object.assign(new EventTarget(), {
 
   /** Take in a part that the watched source has shown. */
   take(inspection) {
-    const item = { key: randomKey(), name: inspection.reference, file: null, url: null, state: "done", inspection, error: null, as: null, line: true };
+    const item = {
+      key: randomKey(),
+      name: inspection.reference,
+      file: null,
+      url: null,
+      state: "done",
+      inspection,
+      error: null,
+      as: null,
+      line: true,
+    };
     session.items.unshift(item);
     session.trim();
     if (session.behind !== null) session.behind += 1;
@@ -93,7 +118,8 @@ export const session = Object.assign(new EventTarget(), {
 
   /** Select what a human picked: following waits until it is asked to go on. */
   pick(item) {
-    if (session.following && station.status?.watch) session.behind = item === session.items[0] ? null : session.behind ?? 0;
+    if (session.following && station.status?.watch)
+      session.behind = item === session.items[0] ? null : (session.behind ?? 0);
     session.select(item);
   },
 
@@ -141,7 +167,9 @@ export const session = Object.assign(new EventTarget(), {
   },
 
   trim() {
-    const surplus = session.items.slice(MOST).filter((item) => ["done", "failed"].includes(item.state) && item !== session.selected);
+    const surplus = session.items
+      .slice(MOST)
+      .filter((item) => ["done", "failed"].includes(item.state) && item !== session.selected);
     for (const item of surplus) if (item.url) URL.revokeObjectURL(item.url);
     session.items = session.items.filter((item) => !surplus.includes(item));
   },

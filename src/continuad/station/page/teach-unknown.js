@@ -2,7 +2,7 @@
 
 import { h } from "./dom.js";
 import * as api from "./api.js";
-import { button, busy, dialog, toast } from "./parts.js";
+import { button, busy, dialog, thumbnail, toast } from "./parts.js";
 import { many } from "./format.js";
 import { keepJob, refresh, station } from "./station.js";
 
@@ -23,18 +23,45 @@ export async function teachGroup(ids) {
     location.hash = `#/teach?inspections=${ids.join(",")}`;
   };
   if (!enough) return more();
-  const name = h("input", { id: "new-product-name", name: "name", maxlength: 80, required: true, autocomplete: "off", autofocus: true, placeholder: "for example: cap, blue" });
+  const name = h("input", {
+    id: "new-product-name",
+    name: "name",
+    maxlength: 80,
+    required: true,
+    autocomplete: "off",
+    autofocus: true,
+    placeholder: "for example: cap, blue",
+  });
   const job = await dialog("teach-group", "Teach as a new product", (close) => {
     const start = button("teach", "Teach", { id: "teach-group-start", class: "primary", type: "submit" });
     return h(
-      "form", { onsubmit: (event) => {
-        event.preventDefault();
-        busy(start, async () => close(await api.teach({ name: name.value.trim(), inspections: ids })));
-      } },
+      "form",
+      {
+        onsubmit: (event) => {
+          event.preventDefault();
+          busy(start, async () => close(await api.teach({ name: name.value.trim(), inspections: ids })));
+        },
+      },
       h("p", {}, `${many(ids.length, "picture")} of the same kind. Make sure that all show good parts.`),
-      h("div", { class: "mosaic" }, ids.slice(0, SHOWN).map((id) => h("img", { src: api.pictureOf(id, 160), alt: "", loading: "lazy" })), ids.length > SHOWN && h("span", { class: "more" }, `+${ids.length - SHOWN}`)),
+      h(
+        "div",
+        { class: "mosaic" },
+        ids.slice(0, SHOWN).map((id) => thumbnail({ id, has_picture: true })),
+        ids.length > SHOWN && h("span", { class: "more" }, `+${ids.length - SHOWN}`),
+      ),
       h("label", { class: "field" }, "Name of the product", name),
-      h("div", { class: "row end" }, button("edit", "Check and add photos first", { id: "teach-group-check", onclick: () => { close(); more(); } }), start),
+      h(
+        "div",
+        { class: "row end" },
+        button("edit", "Check and add photos first", {
+          id: "teach-group-check",
+          onclick: () => {
+            close();
+            more();
+          },
+        }),
+        start,
+      ),
     );
   });
   if (!job) return;

@@ -34,30 +34,58 @@ export class Viewer {
     const watcher = new ResizeObserver(() => this.fit());
     watcher.observe(this.stage);
     atEnd(signal, () => watcher.disconnect());
-    keys({
-      "+": () => this.zoom.by(1.5), "=": () => this.zoom.by(1.5), "-": () => this.zoom.by(1 / 1.5), 0: () => this.zoom.reset(),
-      h: () => this.setHeat(this.heat > 0 ? 0 : 0.8), s: () => this.setSplit(!this.split), inDialog,
-    }, signal);
+    keys(
+      {
+        "+": () => this.zoom.by(1.5),
+        "=": () => this.zoom.by(1.5),
+        "-": () => this.zoom.by(1 / 1.5),
+        0: () => this.zoom.reset(),
+        h: () => this.setHeat(this.heat > 0 ? 0 : 0.8),
+        s: () => this.setSplit(!this.split),
+        inDialog,
+      },
+      signal,
+    );
     this.setHeat(this.heat);
     this.setSplit(this.split);
   }
 
   toolbar() {
     this.slider = h("input", {
-      type: "range", id: "heat-opacity", min: 0, max: 100, step: 5, "aria-label": "Strength of the heatmap",
+      type: "range",
+      id: "heat-opacity",
+      min: 0,
+      max: 100,
+      step: 5,
+      "aria-label": "Strength of the heatmap",
       oninput: () => this.setHeat(this.slider.valueAsNumber / 100),
     });
-    this.splitButton = button("split", "Side by side", { id: "side-by-side", onclick: () => this.setSplit(!this.split) });
+    this.splitButton = button("split", "Side by side", {
+      id: "side-by-side",
+      onclick: () => this.setSplit(!this.split),
+    });
     this.heatTools = h(
-      "div", { class: "heat-tools" },
+      "div",
+      { class: "heat-tools" },
       h("label", { class: "slider" }, icon("heat"), h("span", {}, "Heatmap"), this.slider),
-      h("div", { class: "legend", "aria-hidden": "true" }, h("div", { class: "ramp" }), h("div", { class: "marks" }, ["½×", "limit", "2×", "4×"].map((mark) => h("span", {}, mark)))),
+      h(
+        "div",
+        { class: "legend", "aria-hidden": "true" },
+        h("div", { class: "ramp" }),
+        h(
+          "div",
+          { class: "marks" },
+          ["½×", "limit", "2×", "4×"].map((mark) => h("span", {}, mark)),
+        ),
+      ),
       this.splitButton,
     );
     return h(
-      "div", { class: "viewer-tools", role: "toolbar", "aria-label": "Picture" },
+      "div",
+      { class: "viewer-tools", role: "toolbar", "aria-label": "Picture" },
       h(
-        "div", { class: "zoom-tools" },
+        "div",
+        { class: "zoom-tools" },
         iconButton("minus", "Zoom out (−)", { id: "zoom-out", onclick: () => this.zoom.by(1 / 1.5) }),
         this.level,
         iconButton("plus", "Zoom in (+)", { id: "zoom-in", onclick: () => this.zoom.by(1.5) }),
@@ -106,7 +134,9 @@ export class Viewer {
       image.hidden = source === null;
       if (source) image.src = source;
       else image.removeAttribute("src");
-      image.onerror = () => this.shown === inspection && this.say("The picture cannot be loaded; it may have been removed to make room on the disk.");
+      image.onerror = () =>
+        this.shown === inspection &&
+        this.say("The picture cannot be loaded; it may have been removed to make room on the disk.");
     }
     this.zoom.reset();
     this.layOut();
@@ -156,5 +186,19 @@ export class Viewer {
 function pane(name, label) {
   const image = h("img", { alt: "", draggable: "false", decoding: "async" });
   const content = h("div", { class: "content" }, image);
-  return { image, content, pane: h("div", { class: "pane", tabindex: 0, role: "group", "aria-label": `${label}; arrows move it when zoomed`, data: { test: `pane-${name}` } }, content) };
+  return {
+    image,
+    content,
+    pane: h(
+      "div",
+      {
+        class: "pane",
+        tabindex: 0,
+        role: "group",
+        "aria-label": `${label}; arrows move it when zoomed`,
+        data: { test: `pane-${name}` },
+      },
+      content,
+    ),
+  };
 }

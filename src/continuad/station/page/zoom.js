@@ -63,40 +63,61 @@ export class Zoom {
       return [event.clientX - box.left - box.width / 2, event.clientY - box.top - box.height / 2];
     };
 
-    on(pane, "wheel", (event) => {
-      if (this.scale === 1 && event.deltaY > 0) return;
-      event.preventDefault();
-      this.by(Math.exp(-event.deltaY * (event.deltaMode === 1 ? 0.05 : 0.0018)), ...centred(event));
-    }, signal, { passive: false });
+    on(
+      pane,
+      "wheel",
+      (event) => {
+        if (this.scale === 1 && event.deltaY > 0) return;
+        event.preventDefault();
+        this.by(Math.exp(-event.deltaY * (event.deltaMode === 1 ? 0.05 : 0.0018)), ...centred(event));
+      },
+      signal,
+      { passive: false },
+    );
     on(pane, "dblclick", (event) => (this.scale > 1 ? this.reset() : this.by(3, ...centred(event))), signal);
 
-    on(pane, "pointerdown", (event) => {
-      fingers.set(event.pointerId, centred(event));
-      if (this.scale > 1 || fingers.size > 1) pane.setPointerCapture(event.pointerId);
-    }, signal);
-    on(pane, "pointermove", (event) => {
-      const before = fingers.get(event.pointerId);
-      if (!before) return;
-      const now = centred(event);
-      if (fingers.size === 1) {
-        if (this.scale > 1) this.pan(now[0] - before[0], now[1] - before[1]);
-      } else if (fingers.size === 2) {
-        const other = [...fingers].find(([id]) => id !== event.pointerId)[1];
-        const apart = (point) => Math.hypot(point[0] - other[0], point[1] - other[1]);
-        const middle = [(now[0] + other[0]) / 2, (now[1] + other[1]) / 2];
-        this.pan((now[0] - before[0]) / 2, (now[1] - before[1]) / 2);
-        this.by(apart(now) / Math.max(1, apart(before)), ...middle);
-      }
-      fingers.set(event.pointerId, now);
-    }, signal);
+    on(
+      pane,
+      "pointerdown",
+      (event) => {
+        fingers.set(event.pointerId, centred(event));
+        if (this.scale > 1 || fingers.size > 1) pane.setPointerCapture(event.pointerId);
+      },
+      signal,
+    );
+    on(
+      pane,
+      "pointermove",
+      (event) => {
+        const before = fingers.get(event.pointerId);
+        if (!before) return;
+        const now = centred(event);
+        if (fingers.size === 1) {
+          if (this.scale > 1) this.pan(now[0] - before[0], now[1] - before[1]);
+        } else if (fingers.size === 2) {
+          const other = [...fingers].find(([id]) => id !== event.pointerId)[1];
+          const apart = (point) => Math.hypot(point[0] - other[0], point[1] - other[1]);
+          const middle = [(now[0] + other[0]) / 2, (now[1] + other[1]) / 2];
+          this.pan((now[0] - before[0]) / 2, (now[1] - before[1]) / 2);
+          this.by(apart(now) / Math.max(1, apart(before)), ...middle);
+        }
+        fingers.set(event.pointerId, now);
+      },
+      signal,
+    );
     for (const end of ["pointerup", "pointercancel", "pointerleave"]) {
       on(pane, end, (event) => fingers.delete(event.pointerId), signal);
     }
-    on(pane, "keydown", (event) => {
-      const step = { ArrowLeft: [80, 0], ArrowRight: [-80, 0], ArrowUp: [0, 80], ArrowDown: [0, -80] }[event.key];
-      if (!step || this.scale === 1) return;
-      event.preventDefault();
-      this.pan(...step);
-    }, signal);
+    on(
+      pane,
+      "keydown",
+      (event) => {
+        const step = { ArrowLeft: [80, 0], ArrowRight: [-80, 0], ArrowUp: [0, 80], ArrowDown: [0, -80] }[event.key];
+        if (!step || this.scale === 1) return;
+        event.preventDefault();
+        this.pan(...step);
+      },
+      signal,
+    );
   }
 }
