@@ -5,7 +5,7 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench picture screenshots clean
+.PHONY: demo test lint bench docs picture screenshots clean
 
 demo: $(READY)  ## learn several products in sequence, then inspect mixed images
 	$(BIN)/continuad demo --out demo
@@ -19,6 +19,9 @@ lint: $(READY)  ## style, types, and the floors of the house
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(READY)  ## the documentation, readable from the disk: site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 picture: demo  ## the README's picture
 	$(BIN)/python -c "from PIL import Image; sheet = Image.open('demo/contact_sheet.png').convert('RGB'); \
@@ -36,4 +39,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) dist site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

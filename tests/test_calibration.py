@@ -91,13 +91,13 @@ def test_equal_scores_are_no_false_alarms() -> None:
     assert 0.7 < threshold([0.7] * 100, 0.01) < 1.25 * 0.7
 
 
-def test_zeros_are_left_out() -> None:
-    assert threshold([0.0, 0.5, 0.0, 0.6, 0.7], 0.01) == threshold([0.5, 0.6, 0.7], 0.01)
+def test_scores_of_copies_are_left_out() -> None:
+    assert threshold([0.0, 0.5, -0.2, 0.6, 0.7], 0.01) == threshold([0.5, 0.6, 0.7], 0.01)
 
 
 @pytest.mark.parametrize(
     "scores",
-    [[], [1.0], [0.0, 0.0, 0.0], [0.0, 1.0], [1.0, 2.0, -0.1], [1.0, 2.0, math.nan], [1.0, 2.0, math.inf]],
+    [[], [1.0], [0.0, 0.0, 0.0], [0.0, 1.0], [1.0, 2.0, math.nan], [1.0, 2.0, math.inf]],
 )
 def test_scores_that_make_no_threshold(scores: list[float]) -> None:
     with pytest.raises(SettingsError, match=r"do not make a threshold.* at least 2 normal images"):

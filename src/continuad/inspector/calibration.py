@@ -33,17 +33,16 @@ def threshold(scores: Sequence[float], false_alarm_rate: float) -> float:
     The upper prediction limit of a Student t distribution fitted to the logarithms of held-out scores: with
     few images it keeps a wider margin, as it must. A handful of scores says little of how much they vary, so
     their variance is moderated by what is usual, which counts as `USUAL_SCORES` further ones (Smyth 2004,
-    "Linear models and empirical Bayes methods", sec. 3). Scores of 0 are left out: only a copy of a training
-    image has one.
+    "Linear models and empirical Bayes methods", sec. 3). Scores of 0 and below are left out: only a copy of a
+    training image has one.
 
     Args:
-        scores: image scores of normal images that were held out of training; not negative,
-            at least 2 above 0.
+        scores: image scores of normal images that were held out of training, at least 2 above 0.
         false_alarm_rate: share of good parts that may be called anomalous.
     """
     check_false_alarm_rate(false_alarm_rate)
     values = np.asarray(scores, dtype=np.float64)
-    if not np.isfinite(values).all() or (values < 0).any() or (values > 0).sum() < 2:
+    if not np.isfinite(values).all() or (values > 0).sum() < 2:
         raise SettingsError(
             f"{len(values)} scores do not make a threshold: two must be above 0, and none infinite.",
             "Give at least 2 normal images to calibrate on.",
