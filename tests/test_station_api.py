@@ -45,7 +45,7 @@ from stations import (
 
 pytest_plugins = ["databases"]
 
-TOKEN = "a token that is long enough"
+TOKEN = "a-token-that-is-long-enough"
 BLACK = png(np.zeros((40, 48, 3), np.uint8))
 PRODUCT_FIELDS = {
     *("id", "name", "state", "method", "reason", "images", "bytes", "learnt", "seconds", "false_alarm_rate"),
@@ -657,9 +657,8 @@ def test_who_knows_the_token_comes_in(folder: Path) -> None:
         assert client.delete(f"{ROOT}/session").status_code == 204
         assert COOKIE not in client.cookies
         refused(client.get(f"{ROOT}/status"), 401)
-        tries = [client.post(f"{ROOT}/session", json={"token": str(n)}).status_code for n in range(12)]
-        assert tries[0] == 401
-        assert tries[-1] == 429
+        tries = (client.post(f"{ROOT}/session", json={"token": str(n)}).status_code for n in range(200))
+        assert 429 in tries
         assert client.get(f"{ROOT}/status", headers=headers).status_code == 200
         assert not any(TOKEN in line for line in station.said)
         assert station.end() == 0
