@@ -48,8 +48,16 @@ export function productPage({ root, signal, path }) {
       strictness(product, { signal, applied: changed }),
     );
   };
+  const catchUp = async () => {
+    if (!facts.isConnected) return load();
+    try {
+      fill(facts, await api.product(id, signal)); // and leave a choice that is not applied yet as it is
+    } catch {
+      // the page still shows what was known; the next connection tries again
+    }
+  };
   load();
-  events.addEventListener("open", load, { signal });
+  events.addEventListener("open", catchUp, { signal });
 }
 
 function fill(element, product) {
