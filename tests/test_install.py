@@ -255,7 +255,7 @@ HEAVY = {"torch", "scipy", "scikit-learn", "ray"}
 
 
 def test_every_extra_promises_something() -> None:
-    assert PROMISES.keys() - {""} == EXTRAS.keys() - {"dev"}
+    assert PROMISES.keys() - {""} == EXTRAS.keys() - {"dev", "docs"}
 
 
 @pytest.mark.slow  # installs what is to be tested, from the package index

@@ -196,7 +196,7 @@ def test_a_lesson_goes_on_after_a_kill(folder: Path) -> None:
 
 def test_a_lesson_goes_on_after_ctrl_c(folder: Path) -> None:
     with Running(folder) as station:
-        job = begin_lesson(station, 40)
+        job = begin_lesson(station, 150)
         wait_for(lambda: step_of(station, job))
         [child] = station.children
         assert os.getpgid(child) != os.getpgid(station.process.pid)  # Ctrl-C does not reach it

@@ -29,7 +29,6 @@ from continuad.inspector import Inspector, Product
 from continuad.inspector.product import file_stem
 from continuad.progress import Progress, silent
 from continuad.runtime.folder import (
-    FILE,
     MANIFEST,
     ExportedProduct,
     ExportManifest,
@@ -40,6 +39,7 @@ from continuad.runtime.folder import (
 SAMPLES = 64
 """Images, at most, that the ranges of a quantised backbone are taken from: equally many of each product."""
 
+OUR_FILE = re.compile(r"(backbone|heads/[a-z0-9-]+)-[0-9a-f]{12}\.(xml|bin|onnx|npz)")
 LOCK_SECONDS = 10
 
 
@@ -274,4 +274,4 @@ class _Draft:
 def _is_ours(name: str) -> bool:
     """Whether an export may have written a file, or what a killed one leaves of it."""
     whole = re.sub(r"\.[0-9]+\.tmp$", "", name)
-    return whole == MANIFEST or FILE.fullmatch(whole) is not None
+    return whole == MANIFEST or OUR_FILE.fullmatch(whole) is not None

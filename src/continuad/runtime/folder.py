@@ -26,7 +26,7 @@ EXPORT_AGAIN = "Export the bank again."
 SUFFIXES: Mapping[Target, tuple[str, ...]] = {"openvino": (".xml", ".bin"), "onnx": (".onnx",)}
 """The files that a program consists of; the first is the one to open."""
 
-FILE = re.compile(r"(backbone|heads/[a-z0-9-]+)-[0-9a-f]{12}\.(xml|bin|onnx|npz)")
+_FILE = re.compile(r"(backbone|heads/[a-z0-9-]+)-[0-9a-z]+\.(xml|bin|onnx|npz)")
 SIZES = range(32, 2049)
 
 
@@ -156,7 +156,7 @@ class ExportManifest:
             manifest = cls._from_plain(content)
         except (KeyError, TypeError, AttributeError) as error:
             raise ExportError(f"{path} is damaged.", EXPORT_AGAIN) from error
-        if manifest.target not in get_args(Target) or not all(map(FILE.fullmatch, manifest.files())):
+        if manifest.target not in get_args(Target) or not all(map(_FILE.fullmatch, manifest.files())):
             raise ExportError(f"{path} names what no exported bank has.", "Do not use this folder.")
         if manifest.image_size not in SIZES:
             raise ExportError(f"{path} is damaged.", EXPORT_AGAIN)
