@@ -521,7 +521,7 @@ def test_a_lesson_that_is_asked_for_twice_is_taught_once(client: httpx.Client, m
 def test_jobs_are_cancelled_while_they_wait_and_while_they_run(
     station: Running, client: httpx.Client
 ) -> None:
-    made = photo_set(client, shots("nut", 6))
+    made = photo_set(client, shots("nut", 150))
     with listening(client) as heard:
         running = teach(client, name="nut", photo_set=made)
         waiting = teach(client, name="nut", photo_set=made)
@@ -538,7 +538,7 @@ def test_jobs_are_cancelled_while_they_wait_and_while_they_run(
         assert [kind for kind, _ in heard[count:]] == ["inspection"]
     assert not station.children
     refused(client.get(f"{ROOT}/products/nut"), 404)
-    assert len(client.get(f"{ROOT}/photo-sets/{made}").json()["photos"]) == 6  # for another try
+    assert len(client.get(f"{ROOT}/photo-sets/{made}").json()["photos"]) == 150  # for another try
 
 
 @pytest.mark.slow
@@ -587,6 +587,7 @@ def test_every_change_of_a_product_is_in_the_audit_log(client: httpx.Client) -> 
 
 
 def test_the_status(station: Running, client: httpx.Client) -> None:
+    inspect(client, BLACK)
     status = client.get(f"{ROOT}/status").json()
     assert (status["bank"], status["products"], status["image_size"]) == ("parts.bank", 2, 32)
     assert status["queue"]["limit"] == 64
