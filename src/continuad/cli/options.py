@@ -42,6 +42,26 @@ DeviceOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 
+EveryOption = Annotated[
+    float | None,
+    typer.Option(
+        "--every",
+        metavar="SECONDS",
+        show_default="all",
+        help="Inspect at most one frame of a video or camera in so many seconds.",
+    ),
+]
+MqttOption = Annotated[
+    str | None,
+    typer.Option(
+        "--mqtt",
+        metavar="URL",
+        envvar="CONTINUAD_MQTT",
+        show_default=False,
+        help="Publish verdicts: mqtt://user:password@host:1883/topic, or mqtts:// with TLS.",
+    ),
+]
+
 # None: the user has no wish. A bank that exists has its own values, a new one gets the defaults.
 BackboneOption = Annotated[
     str | None,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from continuad.cli.app import UserInterruptError, app, example
-from continuad.cli.options import BankArgument
+from continuad.cli.options import BankArgument, EveryOption, MqttOption
 from continuad.cli.output import say, stderr
 from continuad.errors import SettingsError
 
@@ -77,25 +77,8 @@ def serve(
             help="Inspect all the time what this folder, video, camera (0) or address brings.",
         ),
     ] = None,
-    every: Annotated[
-        float | None,
-        typer.Option(
-            "--every",
-            metavar="SECONDS",
-            show_default="all",
-            help="Of a video or camera, inspect at most one frame in so many seconds.",
-        ),
-    ] = None,
-    mqtt: Annotated[
-        str | None,
-        typer.Option(
-            "--mqtt",
-            metavar="URL",
-            envvar="CONTINUAD_MQTT",
-            show_default=False,
-            help="Publish verdicts: mqtt://user:password@host:1883/topic, or mqtts:// with TLS.",
-        ),
-    ] = None,
+    every: EveryOption = None,
+    mqtt: MqttOption = None,
     webhook: Annotated[
         str | None,
         typer.Option(

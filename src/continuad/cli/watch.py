@@ -20,7 +20,7 @@ import typer
 from continuad.cli.app import UserInterruptError, app, example
 from continuad.cli.heatmaps import HeatmapFolder
 from continuad.cli.opening import open_to_inspect
-from continuad.cli.options import BankArgument, DeviceOption
+from continuad.cli.options import BankArgument, DeviceOption, EveryOption, MqttOption
 from continuad.cli.output import say, stderr
 from continuad.errors import BankError, ProductError
 
@@ -76,25 +76,8 @@ def watch(
             help="Write an overlay of each image there; no file is overwritten.",
         ),
     ] = None,
-    mqtt: Annotated[
-        str | None,
-        typer.Option(
-            "--mqtt",
-            metavar="URL",
-            envvar="CONTINUAD_MQTT",
-            show_default=False,
-            help="Publish the lines: mqtt://user:password@host:1883/topic, or mqtts:// with TLS.",
-        ),
-    ] = None,
-    every: Annotated[
-        float | None,
-        typer.Option(
-            "--every",
-            metavar="SECONDS",
-            show_default="all",
-            help="Inspect at most one frame of a video or camera in so many seconds.",
-        ),
-    ] = None,
+    mqtt: MqttOption = None,
+    every: EveryOption = None,
     once: Annotated[bool, typer.Option("--once", help="Inspect what is there now, and end.")] = False,
     device: DeviceOption = "cpu",
 ) -> None:

@@ -296,10 +296,10 @@ class Inspecting:
 def _examine(inspector: Inspector, order: Order) -> NewInspection:
     """Inspect an image."""
     image: ImageSource = order.picture.small
-    heads = {each.name: each.sha256 for each in inspector.products.values()}
     verdict = inspector.inspect(image, product=order.product, reject_unknown=order.reject_unknown)
+    product = inspector.products.get(verdict.product or "")
     embedding = inspector.embed([image])[0] if verdict.product is None else None  # tells unknown ones apart
-    return _as_news(order, verdict, heads.get(verdict.product or ""), embedding)
+    return _as_news(order, verdict, product and product.sha256, embedding)
 
 
 def _as_news(
