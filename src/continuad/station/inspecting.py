@@ -299,7 +299,7 @@ def _examine(inspector: Inspector, order: Order) -> NewInspection:
     verdict = inspector.inspect(image, product=order.product, reject_unknown=order.reject_unknown)
     product = inspector.products.get(verdict.product or "")
     embedding = inspector.embed([image])[0] if verdict.product is None else None  # tells unknown ones apart
-    return _as_news(order, verdict, product and product.sha256, embedding)
+    return _as_news(order, verdict, None if product is None else product.sha256, embedding)
 
 
 def _as_news(
